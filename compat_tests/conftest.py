@@ -1,0 +1,130 @@
+"""What all tests share: the pairs of models to compare, and the proof that graphs ran and nothing fell back unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import whisper
+import whisper.model
+from whisper.model import ModelDimensions, Whisper
+
+import whisper_max_plugin
+from whisper_max_plugin.report import REPORT
+from whisper_max_plugin.sizes import OFFICIAL_DIMS
+
+from .data import NANO
+
+_torch_passes: list[str] = []  # forward passes of accelerated models that upstream's torch code computed
+_graph_runs: list[int] = []  # per test
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One checkpoint, loaded as upstream does and accelerated."""
+
+    torch: Whisper
+    max: Whisper
+    path: Path
+
+
+def load_pair(path: Path) -> Pair:
+    """Load `path` with both backends, in evaluation mode, whatever is installed at the moment."""
+    whisper_max_plugin.install()
+    reference = whisper.load_model(str(path), device="cpu", backend="torch").eval()
+    accelerated = whisper.load_model(str(path), device="cpu", backend="max").eval()
+    return Pair(reference, accelerated, path)
+
+
+def random_checkpoint(path: Path, dims: ModelDimensions, seed: int = 0) -> Path:
+    """Write a checkpoint of seeded random float16 weights, scaled so that activations stay of order one."""
+    generator = torch.Generator().manual_seed(seed)
+    state = Whisper(dims).state_dict()
+    for name, tensor in state.items():
+        if name == "encoder.positional_embedding":
+            continue  # sinusoids
+        if "_ln" in name or ".ln" in name:
+            base = 1.0 if name.endswith("weight") else 0.0
+            value = base + 0.1 * torch.randn(tensor.shape, generator=generator)
+        elif tensor.ndim == 1:
+            value = 0.1 * torch.randn(tensor.shape, generator=generator)
+        elif "embedding" in name:
+            value = 0.3 * torch.randn(tensor.shape, generator=generator)
+        else:
+            fan_in = tensor[0].numel()
+            value = fan_in**-0.5 * torch.randn(tensor.shape, generator=generator)
+        state[name] = value
+    half = {name: tensor.half() for name, tensor in state.items()}
+    torch.save({"dims": vars(dims), "model_state_dict": half}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def nano() -> Pair:
+    """The small model that really transcribes."""
+    return load_pair(NANO)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Random weights of tiny's dimensions."""
+    return load_pair(random_checkpoint(tmp_path_factory.mktemp("weights") / "tiny.pt", OFFICIAL_DIMS["tiny"]))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Random weights of base's dimensions."""
+    return load_pair(random_checkpoint(tmp_path_factory.mktemp("weights") / "base.pt", OFFICIAL_DIMS["base"]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "falls_back: the test provokes a declared fallback to torch")
+    config.addinivalue_line("markers", "large: needs gigabytes of memory and minutes; run by `pytest -m large`")
+    _count_torch_passes()
+
+
+def _count_torch_passes() -> None:
+    """Note each pass that upstream's own code computes for an accelerated model."""
+    for cls in (whisper.model.AudioEncoder, whisper.model.TextDecoder):
+        original = cls.forward
+
+        def forward(self, *args, _original=original, **kwargs):  # type: ignore[no-untyped-def]
+            result = _original(self, *args, **kwargs)
+            if hasattr(self, "runtime"):
+                _torch_passes.append(type(self).__name__)
+            return result
+
+        cls.forward = forward
+
+
+@pytest.fixture(autouse=True)
+def no_undeclared_fallback(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which torch computed what a graph should have, unless it is marked `falls_back`."""
+    before = REPORT.snapshot()
+    passes = len(_torch_passes)
+    yield
+    after = REPORT.snapshot()
+    _graph_runs.append(sum(after["graph_runs"].values()) - sum(before["graph_runs"].values()))
+    declared = sum(after["fallbacks"].values()) - sum(before["fallbacks"].values())
+    if request.node.get_closest_marker("falls_back") is None:
+        assert len(_torch_passes) == passes, f"torch computed {_torch_passes[passes:]} in place of a graph"
+        assert declared == 0, f"unexpected fallbacks: {after['fallbacks']}"
+    else:
+        assert len(_torch_passes) - passes == declared, "a fallback was not declared"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run that needed graphs but ran none."""
+    needed_graphs = any({"nano", "tiny", "base"} & set(item.fixturenames) for item in session.items)
+    if exitstatus == pytest.ExitCode.OK and needed_graphs and sum(_graph_runs) <= 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what ran where."""
+    terminalreporter.write_line(
+        f"graph runs: {sum(_graph_runs)}; passes of accelerated models on torch: {len(_torch_passes)}, all declared"
+    )

@@ -1,0 +1,366 @@
+"""What `whisper-max` prints and returns; nothing here compiles a graph."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+import whisper
+
+import whisper_max_plugin
+from whisper_max_plugin import backends, doctor, model, startup
+from whisper_max_plugin.cli import main
+
+TINY = whisper.model.ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
+
+
+class PackageError(RuntimeError):
+    """Looks like an error that this package raises."""
+
+
+PackageError.__module__ = "whisper_max_plugin.checkpoint"
+
+
+def run(*arguments, code=0):
+    """Run `whisper-max` in a process of its own."""
+    command = [sys.executable, "-m", "whisper_max_plugin.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+# transcribe
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    """Upstream's command line with a `load_model` that reports the backend and transcribes nothing."""
+    calls = []
+
+    def cli_that_records():
+        calls.append(types.SimpleNamespace(argv=list(sys.argv), active=whisper_max_plugin.is_active()))
+
+    monkeypatch.setattr(importlib.import_module("whisper.transcribe"), "cli", cli_that_records)
+    monkeypatch.setattr(startup, "accept_backend_option", lambda: None)
+    yield calls
+    whisper_max_plugin.uninstall()
+
+
+def test_transcribe_passes_every_argument_to_upstream_unchanged(upstream):
+    arguments = ["a.wav", "--model", "tiny", "--language=en", "--", "-b.wav", "--help"]
+    assert main(["transcribe", *arguments]) == 0
+    assert upstream[0].argv[1:] == arguments
+    assert upstream[0].active
+
+
+def test_transcribe_leaves_the_arguments_of_the_process_alone(upstream):
+    before = sys.argv
+    main(["transcribe", "a.wav"])
+    assert sys.argv is before
+
+
+@pytest.fixture
+def recorded_backends(monkeypatch, tmp_path):
+    """The names of the backends that upstream's own command line, run to its end, loads a model on."""
+    used = []
+
+    def recorder(name):
+        def load_model(*_arguments, **_options):
+            used.append(name)
+            raise PackageError("stop here")
+
+        backend = backends.BrokenBackend(name, "")
+        monkeypatch.setattr(backend, "can_run", lambda: True)
+        monkeypatch.setattr(backend, "load_model", load_model)
+        return backend
+
+    recorders = [recorder("max"), recorder("torch")]
+    monkeypatch.setattr(backends, "all_backends", lambda: recorders)
+    monkeypatch.setattr(startup, "command_line_backend", None)
+    monkeypatch.chdir(tmp_path)
+    yield used
+    whisper_max_plugin.uninstall()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "backend"),
+    [
+        ([], None, "max"),
+        ([], "torch", "max"),
+        (["--backend", "torch"], None, "torch"),
+        (["--backend=torch"], "max", "torch"),
+        (["--backend", "max"], "torch", "max"),
+    ],
+)
+def test_transcribe_runs_on_max_unless_backend_is_given(
+    recorded_backends, monkeypatch, arguments, environment, backend
+):
+    monkeypatch.delenv("WHISPER_BACKEND", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("WHISPER_BACKEND", environment)
+    main(["transcribe", "a.wav", "--model", "tiny", *arguments])
+    assert recorded_backends == [backend]
+
+
+def test_transcribe_with_an_unknown_backend_is_one_line(recorded_backends, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["transcribe", "a.wav", "--backend", "mux"])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "unknown backend 'mux'; known backends: max, torch" in message
+    assert "\n" not in message
+
+
+def test_transcribe_help_is_upstreams_with_the_added_option(recorded_backends, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["transcribe", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: whisper-max transcribe ")
+    assert "--backend NAME" in text
+    assert "--word_timestamps" in text
+
+
+# backends
+
+
+def test_backends_are_listed_as_an_aligned_table(capsys):
+    assert main(["backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "VERSION", "DEVICES", "USABLE"]
+    assert [line.split()[0] for line in lines[1:]] == ["max", "torch"]
+    column = lines[0].index("VERSION")
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+
+
+def test_backends_say_why_they_cannot_run(capsys, monkeypatch):
+    monkeypatch.setattr(backends, "all_backends", lambda: [backends.BrokenBackend("other", "no such chip")])
+    main(["backends"])
+    assert capsys.readouterr().out.splitlines()[1].split(maxsplit=3) == [
+        "other",
+        "-",
+        "-",
+        "no: no such chip",
+    ]
+    main(["backends", "--json"])
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "other", "version": None, "devices": [], "usable": False, "reason": "no such chip"}
+    ]
+
+
+def test_backends_as_json(capsys):
+    assert main(["backends", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [backend["name"] for backend in listed] == ["max", "torch"]
+    for backend in listed:
+        assert backend["version"]
+        assert "cpu" in backend["devices"]
+        assert backend["usable"] is True
+        assert backend["reason"] is None
+
+
+# doctor
+
+
+@pytest.fixture
+def findings(monkeypatch):
+    checks = []
+    monkeypatch.setattr(doctor, "run_checks", lambda: checks)
+    return checks
+
+
+def test_doctor_is_content_when_nothing_needs_mending(findings, capsys):
+    findings += [doctor.Check("python", True, "3.11.2"), doctor.Check("nvidia driver", None, "none")]
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ok  python         3.11.2",
+        "--  nvidia driver  none",
+        "",
+        "Everything is in order.",
+    ]
+
+
+def test_doctor_names_the_command_that_mends_a_problem(findings, capsys):
+    findings += [
+        doctor.Check("python", True, "3.11.2"),
+        doctor.Check("max", False, "not installed", "pip install max"),
+    ]
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "ok  python  3.11.2",
+        "!!  max     not installed",
+        "      mend: pip install max",
+        "",
+        "1 problem.",
+    ]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_doctor_as_json(findings, capsys, ok):
+    findings.append(doctor.Check("max", ok, "a value", None if ok else "pip install max"))
+    assert main(["doctor", "--json"]) == (0 if ok else 1)
+    assert json.loads(capsys.readouterr().out) == {
+        "ok": ok,
+        "checks": [
+            {"name": "max", "ok": ok, "value": "a value", "remedy": None if ok else "pip install max"}
+        ],
+    }
+
+
+def test_doctor_runs_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "whisper_max_plugin.cli", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    report = json.loads(done.stdout)
+    assert done.returncode == (0 if report["ok"] else 1), done.stderr
+    assert done.stderr == ""
+    assert report["ok"] is not any(check["ok"] is False for check in report["checks"])
+    assert all(check["remedy"] for check in report["checks"] if check["ok"] is False)
+    assert {"python", "max", "torch", "openai-whisper", "cache folder"} <= {
+        c["name"] for c in report["checks"]
+    }
+
+
+def test_doctor_reports_where_neither_max_nor_torch_nor_whisper_can_be_imported():
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['max', 'torch', 'whisper'])); "
+        "from whisper_max_plugin.cli import main; sys.exit(main(['doctor', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    problems = {check["name"] for check in json.loads(done.stdout)["checks"] if check["ok"] is False}
+    assert {"whisper package", "devices", "backend max", "backend torch"} <= problems
+
+
+# warmup
+
+
+@pytest.fixture
+def warmups(monkeypatch):
+    """The calls of `model.warmup`, which compiles nothing and returns tiny."""
+    calls = []
+
+    def warmup(name, device=None):
+        calls.append((name, device))
+        if name == "base":
+            raise PackageError("base has no encoder: download it again")
+        graphs = [("encoder", 75.25, False), ("decoder", 0.5, True)]
+        return types.SimpleNamespace(name=name, dims=TINY, graphs=graphs)
+
+    monkeypatch.setattr(model, "warmup", warmup)
+    return calls
+
+
+def test_warmup_prints_the_dims_and_how_long_each_graph_took(warmups, capsys):
+    assert main(["warmup", "tiny"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "tiny: 80 mels, encoder 4 x 384, decoder 4 x 384, 51865 tokens",
+        "  encoder     75.25 s  compiled",
+        "  decoder      0.50 s  from the cache",
+    ]
+    assert warmups == [("tiny", None)]
+
+
+def test_warmup_takes_names_and_paths_and_a_device(warmups, tmp_path):
+    checkpoint = tmp_path / "mine.pt"
+    checkpoint.touch()
+    assert main(["warmup", "tiny", str(checkpoint), "--device", "cpu"]) == 0
+    assert warmups == [("tiny", "cpu"), (str(checkpoint), "cpu")]
+
+
+def test_warmup_reports_an_unknown_model_and_warms_the_others(warmups, capsys):
+    assert main(["warmup", "tinny", "tiny"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("whisper-max: error: no model 'tinny'")
+    assert "large-v3" in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out.startswith("tiny: ")
+    assert warmups == [("tiny", None)]
+
+
+def test_warmup_reports_a_bad_checkpoint_and_warms_the_others(warmups, capsys):
+    assert main(["warmup", "base", "tiny"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "whisper-max: error: base has no encoder: download it again\n"
+    assert captured.out.startswith("tiny: ")
+
+
+def test_warmup_without_max_says_how_to_install_it(warmups, capsys, monkeypatch):
+    broken = backends.BrokenBackend("max", "MAX is not installed: pip install max")
+    monkeypatch.setattr(backends, "all_backends", lambda: [broken])
+    assert main(["warmup", "tiny"]) == 2
+    assert capsys.readouterr().err == "whisper-max: error: MAX is not installed: pip install max\n"
+    assert warmups == []
+
+
+# The command as a whole
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        backends.UnknownBackendError("say max"),
+        backends.BackendUnavailableError("say max"),
+        PackageError("say max"),
+    ],
+)
+def test_known_errors_are_one_sentence_without_a_traceback(monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(doctor, "run_checks", fail)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr() == ("", "whisper-max: error: say max\n")
+
+
+def test_errors_of_others_keep_their_traceback(monkeypatch):
+    def fail():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(doctor, "run_checks", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])
+
+
+def test_ctrl_c_ends_quietly(monkeypatch, capsys):
+    def interrupt():
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(doctor, "run_checks", interrupt)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_went_away_ends_it_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "whisper_max_plugin.cli", "backends"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_without_arguments_it_shows_the_usage():
+    assert run(code=2).stderr.startswith("usage: whisper-max ")
+
+
+def test_it_is_quick_where_no_library_is_needed():
+    program = (
+        "import sys; from whisper_max_plugin import cli; "
+        "print(sorted({'torch', 'max', 'whisper'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"whisper-max {whisper_max_plugin.__version__}\n"

@@ -1,0 +1,79 @@
+"""The public API: switch the plugin on and off and ask what it did.
+
+Importing this package changes nothing and imports neither torch nor MAX nor whisper.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "install", "is_active", "status", "uninstall"]
+
+# No import up here: the start-up hook imports this package in front of the user's program.
+
+
+def install(backend: str = "max") -> None:
+    """Make `whisper.load_model` load models for `backend`, now or as soon as whisper is imported.
+
+    Calling it again is harmless; another name replaces the first.
+
+    Parameters
+    ----------
+    backend : str
+        "max", "torch" or the name of any registered backend
+
+    Raises
+    ------
+    UnknownBackendError
+        a ValueError that lists the known names
+    UnsupportedWhisperError
+        when the imported whisper is not an openai-whisper that this plugin can patch
+
+    Warns
+    -----
+    RuntimeWarning
+        when a module did `from whisper import load_model` before: that name stays upstream's
+    """
+    from whisper_max_plugin import backends, upstream
+
+    name = backends.get(backend).name
+    stale = upstream.activate(name)
+    if stale:
+        import warnings
+
+        warnings.warn(
+            f"{', '.join(stale)} imported load_model from whisper before whisper_max_plugin.install() "
+            "and keeps upstream's: install first, or call whisper.load_model(...) there",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def uninstall() -> None:
+    """Give whisper its own functions back; models that are loaded already stay as they are."""
+    from whisper_max_plugin import upstream
+
+    upstream.deactivate()
+
+
+def is_active() -> bool:
+    """Return whether `whisper.load_model` is the plugin's, or will be once whisper is imported."""
+    from whisper_max_plugin import upstream
+
+    return upstream.is_active()
+
+
+def status() -> dict[str, object]:
+    """Return what the plugin is set to and what it did so far in this process; it can be written as JSON.
+
+    Returns
+    -------
+    dict[str, object]
+        `active`, `backend` (what the next `load_model` gets) and `version` (of this plugin), then the
+        counters of `whisper_max_plugin.report`: graph runs by kind, encoder runs saved, fallbacks by reason,
+        compile seconds, device and precision
+    """
+    from whisper_max_plugin import upstream
+    from whisper_max_plugin.report import REPORT
+
+    settings = {"active": upstream.is_active(), "backend": upstream.current_backend(), "version": __version__}
+    return {**settings, **REPORT.snapshot()}

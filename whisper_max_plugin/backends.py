@@ -1,0 +1,226 @@
+"""What a backend is, which ones are registered, and which one a call gets."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import pluggy
+
+from whisper_max_plugin import hookspecs, max_backend, torch_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from whisper.model import Whisper
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "torch"
+VARIABLE = "WHISPER_BACKEND"
+
+
+class UnknownBackendError(ValueError):
+    """No registered backend has this name."""
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend is registered and cannot run here; the message is its reason."""
+
+
+class Backend(Protocol):
+    """One way to run a Whisper model.
+
+    Attributes
+    ----------
+    name : str
+        what users write in `backend=`, `--backend` and `WHISPER_BACKEND`, in lower case
+    """
+
+    name: str
+
+    def version(self) -> str | None:
+        """Return the version of the library it runs on, None when that is not installed."""
+
+    def devices(self) -> list[str]:
+        """Return the devices it can use, e.g. `["cpu", "cuda:0"]`; `[]` when it cannot run."""
+
+    def can_run(self) -> Literal[True] | str:
+        """Return True, or one sentence: why not, and what to do about it."""
+
+    def load_model(
+        self,
+        name: str,
+        device: str | torch.device | None,
+        download_root: str | None,
+        in_memory: bool,
+        *,
+        upstream_load_model: Callable[..., Whisper],
+    ) -> Whisper:
+        """Load a model; the arguments are those of `whisper.load_model`, and so is `upstream_load_model`."""
+
+
+class BrokenBackend:
+    """Stands for an installed plugin that could not be loaded, so that it is listed with its reason."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+
+    def version(self) -> str | None:
+        """Return None."""
+        return None
+
+    def devices(self) -> list[str]:
+        """Return no devices."""
+        return []
+
+    def can_run(self) -> Literal[True] | str:
+        """Return why the plugin could not be loaded."""
+        return self.reason
+
+    def load_model(
+        self,
+        name: str,
+        device: str | torch.device | None,
+        download_root: str | None,
+        in_memory: bool,
+        *,
+        upstream_load_model: Callable[..., Whisper],
+    ) -> Whisper:
+        """Raise BackendUnavailableError."""
+        raise BackendUnavailableError(self.reason)
+
+
+@functools.cache
+def plugin_manager() -> pluggy.PluginManager:
+    """Return the manager that knows the built-ins and the entry points of the group "whisper_max_plugin".
+
+    An entry point that cannot be loaded is registered as the backend of its name that says why.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(max_backend, name="max")
+    manager.register(torch_backend, name="torch")
+    for entry_point in metadata.entry_points(group=hookspecs.PROJECT):
+        if manager.has_plugin(entry_point.name):
+            logger.warning("ignored %s: a plugin named %r is registered", entry_point.value, entry_point.name)
+            continue
+        try:
+            plugin = entry_point.load()
+            manager.register(plugin, name=entry_point.name)
+        # Foreign code: whatever its import raises is reported, and does not take the other backends down.
+        except Exception as error:  # noqa: BLE001
+            manager.register(_broken(entry_point, f"{type(error).__name__}: {error}"), name=entry_point.name)
+        else:
+            if not manager.get_hookcallers(plugin):
+                manager.unregister(plugin)
+                reason = "it implements no whisper_backends() hook"
+                manager.register(_broken(entry_point, reason), name=entry_point.name)
+    return manager
+
+
+class _BrokenPlugin:
+    """A pluggy plugin whose one backend is a `BrokenBackend`."""
+
+    def __init__(self, backend: BrokenBackend) -> None:
+        self.backend = backend
+
+    @hookspecs.hookimpl
+    def whisper_backends(self) -> list[Backend]:
+        return [self.backend]
+
+
+def _broken(entry_point: metadata.EntryPoint, problem: str) -> _BrokenPlugin:
+    package = entry_point.dist.name if entry_point.dist is not None else entry_point.value
+    reason = f"the plugin {entry_point.value} cannot be loaded ({problem}): update or uninstall {package}"
+    return _BrokenPlugin(BrokenBackend(_normalised(entry_point.name), reason))
+
+
+def all_backends() -> list[Backend]:
+    """Return every registered backend, sorted by name; where two share a name, the first one registered."""
+    manager = plugin_manager()
+    found: dict[str, Backend] = {}
+    for plugin_name, plugin in manager.list_name_plugin():
+        if plugin is None:
+            continue
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        for backends in manager.subset_hook_caller("whisper_backends", others)():
+            for backend in backends:
+                name = _normalised(getattr(backend, "name", plugin_name))
+                lacking = [attribute for attribute in _REQUIRED if not hasattr(backend, attribute)]
+                if lacking:
+                    reason = f"the backend of the plugin {plugin_name} lacks {', '.join(lacking)}: update it"
+                    backend = BrokenBackend(name, reason)
+                if name in found:
+                    logger.warning("ignored a second backend named %r, of the plugin %r", name, plugin_name)
+                    continue
+                found[name] = backend
+    return [found[name] for name in sorted(found)]
+
+
+_REQUIRED = ("name", "version", "devices", "can_run", "load_model")
+
+
+def get(name: str) -> Backend:
+    """Return the backend of this name; upper and lower case are the same.
+
+    Raises
+    ------
+    UnknownBackendError
+        when no backend has this name; the message lists the known ones
+    """
+    known = {_normalised(backend.name): backend for backend in all_backends()}
+    if _normalised(name) not in known:
+        raise UnknownBackendError(f"unknown backend {name!r}; known backends: {', '.join(known)}")
+    return known[_normalised(name)]
+
+
+def get_usable(name: str) -> Backend:
+    """Return the backend of this name, which can run.
+
+    Raises
+    ------
+    UnknownBackendError
+        when no backend has this name
+    BackendUnavailableError
+        when it cannot run; the message is its reason
+    """
+    backend = get(name)
+    reason = backend.can_run()
+    if reason is not True:
+        raise BackendUnavailableError(reason)
+    return backend
+
+
+def resolve(keyword: str | None, *, command_line: str | None, installed: str | None) -> str:
+    """Return the name of the backend that a call to `load_model` gets.
+
+    The first of these that is given wins; `WHISPER_BACKEND` is read now, and an empty one is none.
+
+    Parameters
+    ----------
+    keyword : str | None
+        the argument `backend=` of the call
+    command_line : str | None
+        the value of `--backend` on the whisper command line
+    installed : str | None
+        the argument of `install(backend=)`
+
+    Returns
+    -------
+    str
+        a name in lower case, "torch" when nothing is given; `get` tells whether it exists
+    """
+    for name in (keyword, command_line, installed):
+        if name is not None:
+            return _normalised(name)
+    return _normalised(os.environ.get(VARIABLE, "")) or DEFAULT
+
+
+def _normalised(name: str) -> str:
+    return name.strip().lower()

@@ -1,0 +1,103 @@
+"""Checks a checkpoint in OpenAI's format before it is loaded: readable, free of code, and exactly Whisper's tensors."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint, or a model's state, cannot be used as it is."""
+
+
+def check_file(path: str | Path) -> ModelDimensions:
+    """Check the checkpoint at `path` strictly, and return its dimensions.
+
+    Every supported version of upstream can then load it: recent ones pass ``weights_only=True`` themselves, older
+    ones rely on this check. The tensors are mapped, not read into memory.
+
+    Raises
+    ------
+    CheckpointError
+        if the file is truncated or damaged, if its pickle carries code, if it is not a Whisper checkpoint, or if a
+        tensor is missing, unused or of the wrong shape
+    """
+    checkpoint = _load_mapped(Path(path))
+    if not isinstance(checkpoint, dict) or not {"dims", "model_state_dict"} <= checkpoint.keys():
+        raise CheckpointError(
+            f"{path} is not a Whisper checkpoint: it should be a dict with the keys 'dims' and 'model_state_dict'"
+        )
+    dims, state = checkpoint["dims"], checkpoint["model_state_dict"]
+    expected = {field.name for field in fields(ModelDimensions)}
+    if not isinstance(dims, dict) or dims.keys() != expected or not all(type(n) is int for n in dims.values()):
+        raise CheckpointError(
+            f"{path} has malformed 'dims': they should be integers named {', '.join(sorted(expected))}"
+        )
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} has a malformed 'model_state_dict': it should map names to tensors")
+    model_dims = ModelDimensions(**dims)
+    check_state(model_dims, state, source=str(path))
+    return model_dims
+
+
+def check_state(dims: ModelDimensions, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Check that `state` holds exactly the tensors of a Whisper model of `dims`.
+
+    Raises
+    ------
+    CheckpointError
+        naming the tensors that are missing, unused or of the wrong shape
+    """
+    expected = _expected_shapes(dims)
+    faults = [f"missing {name}" for name in expected.keys() - state.keys()]
+    faults += [f"unused {name}" for name in state.keys() - expected.keys()]
+    faults += [
+        f"{name} of shape {tuple(state[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    if faults:
+        shown = ", ".join(sorted(faults)[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise CheckpointError(f"the tensors in {source} are not those of its dimensions: {shown}")
+
+
+def _expected_shapes(dims: ModelDimensions) -> dict[str, torch.Size]:
+    with torch.device("meta"):  # shapes without memory
+        encoder = AudioEncoder(dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
+        decoder = TextDecoder(dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer)
+    return {
+        f"{part}.{name}": tensor.shape
+        for part, module in (("encoder", encoder), ("decoder", decoder))
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _load_mapped(path: Path) -> Any:
+    """Unpickle `path` without running code from it."""
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch itself does not compare the checksums
+            if damaged is not None:
+                raise CheckpointError(f"{path} is damaged in {damaged}: download or save it again")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported global" in str(error):
+            raise CheckpointError(
+                f"{path} is refused because it holds Python objects other than tensors, and loading those can run "
+                "code: save a dict of plain 'dims' and 'model_state_dict' instead"
+            ) from error
+        raise CheckpointError(f"{path} is not a checkpoint that torch can read: download or save it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is truncated or not a checkpoint: download or save it again") from error

@@ -1,0 +1,131 @@
+"""Decoding on graphs: upstream's `DecodingTask` with an `Inference` that reads the rows it needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from whisper.decoding import (
+    BeamSearchDecoder,
+    DecodingOptions,
+    DecodingResult,
+    DecodingTask,
+    Inference,
+)
+
+from .kv_cache import KVCache
+
+if TYPE_CHECKING:
+    from .model import MaxWhisper
+
+
+class PrefillLogits:
+    """Logits of the first pass, (batch, n_tokens, n_vocab), of which two rows were computed.
+
+    `DecodingTask` reads the row of <|startoftranscript|>, for the no-speech probability, and the last one; upstream
+    multiplies all of a prompt's up to 224 tokens with the whole vocabulary.
+    """
+
+    def __init__(self, logits: Tensor, rows: list[int], n_tokens: int) -> None:
+        self.shape = torch.Size((logits.shape[0], n_tokens, logits.shape[2]))
+        self._rows = {row: logits[:, index] for index, row in enumerate(rows)}
+
+    def __getitem__(self, key: tuple[slice, int]) -> Tensor:
+        """Return ``logits[:, row]``, shape (batch, n_vocab).
+
+        Raises
+        ------
+        IndexError
+            for any other key than a computed row of all sequences
+        """
+        if not (isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], int)):
+            raise IndexError(f"of the first pass only logits[:, row] can be read, not logits[{key!r}]")
+        row = key[1] % self.shape[1]
+        if row not in self._rows:
+            raise IndexError(f"the first pass computed the logits of rows {sorted(self._rows)}, not of row {row}")
+        return self._rows[row]
+
+
+class MaxInference(Inference):
+    """Runs the decoder of an accelerated model for a `DecodingTask`; upstream's counterpart is PyTorchInference.
+
+    Parameters
+    ----------
+    model : MaxWhisper
+    initial_token_length : int
+        the length of prompt, sot sequence and prefix, which the first pass takes
+    sot_index : int
+        the position of <|startoftranscript|> among them
+    """
+
+    def __init__(self, model: MaxWhisper, initial_token_length: int, sot_index: int) -> None:
+        self.model = model
+        self.initial_token_length = initial_token_length
+        self.sot_index = sot_index
+        self.kv_cache: KVCache | None = None
+
+    def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
+        """Return per-token logits, shape (n_batch, n_tokens, n_vocab), of the tokens not seen before."""
+        if self.kv_cache is None:
+            self.kv_cache = KVCache(self.model.decoder)
+        if tokens.shape[-1] > self.initial_token_length:
+            logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
+            return logits
+        rows = sorted({self.sot_index, tokens.shape[-1] - 1})
+        logits = self.model.decoder(tokens, audio_features, kv_cache=self.kv_cache, rows=rows)
+        return PrefillLogits(logits, rows, tokens.shape[-1])
+
+    def rearrange_kv_cache(self, source_indices: list[int]) -> None:
+        """Update the key-value cache according to the updated beams."""
+        if self.kv_cache is not None and source_indices != list(range(len(source_indices))):
+            self.kv_cache.rearrange(source_indices)
+
+    def cleanup_caching(self) -> None:
+        """Free the cache after decoding is finished."""
+        self.kv_cache = None
+
+
+class MaxDecodingTask(DecodingTask):
+    """Upstream's task, with `MaxInference` in place of PyTorchInference."""
+
+    def __init__(self, model: MaxWhisper, options: DecodingOptions) -> None:
+        super().__init__(model, options)
+        self.inference = MaxInference(model, len(self.initial_tokens), self.sot_index)
+        if isinstance(self.decoder, BeamSearchDecoder):
+            self.decoder.inference = self.inference
+
+
+@torch.no_grad()
+def decode(
+    model: MaxWhisper,
+    mel: Tensor,
+    options: DecodingOptions = DecodingOptions(),
+    **kwargs: Any,  # noqa: B008 upstream's signature
+) -> DecodingResult | list[DecodingResult]:
+    """
+    Performs decoding of 30-second audio segment(s), provided as Mel spectrogram(s).
+
+    Parameters
+    ----------
+    model: Whisper
+        the Whisper model instance
+
+    mel: torch.Tensor, shape = (80, 3000) or (*, 80, 3000)
+        A tensor containing the Mel spectrogram(s)
+
+    options: DecodingOptions
+        A dataclass that contains all necessary options for decoding 30-second segments
+
+    Returns
+    -------
+    result: Union[DecodingResult, List[DecodingResult]]
+        The result(s) of decoding contained in `DecodingResult` dataclass instance(s)
+    """
+    if single := mel.ndim == 2:
+        mel = mel.unsqueeze(0)
+    if kwargs:
+        options = replace(options, **kwargs)
+    results: list[DecodingResult] = MaxDecodingTask(model, options).run(mel)
+    return results[0] if single else results

@@ -1,0 +1,65 @@
+"""The graphs around cross-attention that do not run once per token: its keys and values, and its scores."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import DeviceRef, Graph, Module, TensorType, ops
+from whisper.model import ModelDimensions
+
+from .layers import Weights, attention_scores, linear, split_heads
+
+
+def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+    """Add the graph ``cross_kv`` to `module`: what every decoder layer attends to, once per window.
+
+    Input: audio_features (n_audio, n_audio_ctx, n_audio_state).
+    Outputs: key 0, value 0, key 1, value 1, …, each (n_audio, n_text_head, n_audio_ctx, head_dim).
+    """
+    features_type = TensorType(dtype, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
+
+    with Graph("cross_kv", input_types=[features_type], module=module) as graph:
+        weights = Weights(dtype, device)
+        xa = graph.inputs[0].tensor
+        graph.output(
+            *(
+                split_heads(
+                    linear(
+                        xa,
+                        weights,
+                        f"decoder.blocks.{layer}.cross_attn.{part}",
+                        dims.n_audio_state,
+                        dims.n_text_state,
+                        bias=part != "key",
+                    ),
+                    xa.shape[0],
+                    xa.shape[1],
+                    dims.n_text_head,
+                )
+                for layer in range(dims.n_text_layer)
+                for part in ("key", "value")
+            )
+        )
+
+
+def build_cross_scores(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+    """Add the graph ``cross_scores`` to `module`: one layer's scores, for word timestamps.
+
+    It mirrors the ``qk`` that ``MultiHeadAttention.qkv_attention`` returns without SDPA. The query projection is
+    an input, so that one small graph serves every layer.
+
+    Inputs: x (n_audio, n_query, n_text_state), the layer's cross_attn input; key (n_audio, n_text_head,
+    n_audio_ctx, head_dim); the query projection's weight (n_text_state, n_text_state) and bias (n_text_state).
+    Output: scores (n_audio, n_text_head, n_query, n_audio_ctx).
+    """
+    n_state, n_head = dims.n_text_state, dims.n_text_head
+    input_types = [
+        TensorType(dtype, ["n_audio", "n_query", n_state], device),
+        TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, n_state // n_head], device),
+        TensorType(dtype, [n_state, n_state], device),
+        TensorType(dtype, [n_state], device),
+    ]
+
+    with Graph("cross_scores", input_types=input_types, module=module) as graph:
+        x, key, weight, bias = (value.tensor for value in graph.inputs)
+        query = split_heads(x @ ops.transpose(weight, 0, 1) + bias, x.shape[0], x.shape[1], n_head)
+        graph.output(attention_scores(query, key))

@@ -1,0 +1,108 @@
+"""What an accelerated model's encoder and decoder share: the bound engine, and the window they work on."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .engine import CrossKV, Engine
+from .report import REPORT
+
+if TYPE_CHECKING:
+    from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A graph's result, and a copy of the input it belongs to."""
+
+    input: Tensor
+    output: Any
+
+
+class Runtime:
+    """Binds a model's parameters to compiled graphs, and remembers the latest window.
+
+    Upstream encodes the same window again for language detection, for each temperature of the fallback and for
+    word alignment. The latest mel and its features are kept here, as are the latest features and their
+    cross-attention keys and values, and both are compared by content: what is equal is computed once.
+
+    Copies and pickles carry no graphs: the copy binds its own parameters when it first runs.
+    """
+
+    def __init__(self, dims: ModelDimensions, encoder: AudioEncoder, decoder: TextDecoder) -> None:
+        self.dims = dims
+        self._modules: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._engine: Engine | None = None
+        self._fingerprint: tuple[tuple[str, int, int], ...] = ()
+        self._encoded: _Computed | None = None
+        self._projected: _Computed | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dims": self.dims, "_modules": self._modules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def engine(self) -> Engine:
+        """Return the engine that computes with the model's current parameters.
+
+        Parameters that were replaced or written to since (``load_state_dict``, ``half()``, an optimiser's step)
+        are bound anew, so that graphs never compute with weights that the model no longer has.
+
+        Raises
+        ------
+        CheckpointError
+            if modules were replaced so that the model's tensors are no longer Whisper's
+        RuntimeError
+            if MAX cannot compile the graphs
+        """
+        with self._lock:
+            state = self._state()
+            fingerprint = tuple((name, x.data_ptr(), _version(x)) for name, x in state.items())
+            if self._engine is None or fingerprint != self._fingerprint:
+                self._engine = Engine(self.dims, state)
+                self._fingerprint = fingerprint
+                self._encoded = self._projected = None
+            return self._engine
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            f"{part}.{name}": tensor
+            for part, module in self._modules.items()
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
+
+    def encode(self, mel: Tensor) -> Tensor:
+        """Encode mel (B, n_mels, 2 * n_audio_ctx), float32 on the host, unless it is the latest one again."""
+        with self._lock:
+            engine = self.engine()
+            if self._encoded is not None and torch.equal(self._encoded.input, mel):
+                REPORT.encoder_run_saved()
+            else:
+                self._encoded = _Computed(mel.clone(), engine.encode(mel))
+            features: Tensor = self._encoded.output
+            return features.clone()  # the caller may write to it
+
+    def cross_kv(self, audio_features: Tensor) -> CrossKV:
+        """Project audio_features (n_audio, n_audio_ctx, n_audio_state), unless they are the latest ones again."""
+        with self._lock:
+            engine = self.engine()
+            if self._projected is None or not torch.equal(self._projected.input, audio_features):
+                self._projected = _Computed(audio_features.clone(), engine.cross_kv(audio_features))
+            cross_kv: CrossKV = self._projected.output
+            return cross_kv
+
+
+def _version(tensor: Tensor) -> int:
+    """A number that grows with each write in place; tensors of inference mode cannot be written to outside it."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,174 @@
+"""The start-up hook behind `whisper … --backend NAME`, and the post-import hook that it is made of.
+
+Python's `site` module runs `activate` through the installed `whisper_max_plugin.pth`; from Python 3.15 on
+through `whisper_max_plugin.start`, and then at every start, so this module imports next to nothing. It does
+something only when this process is the whisper command, or when WHISPER_BACKEND is set; WHISPER_MAX_NO_HOOK
+switches it off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # as in typing, which is slow to import
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+WHISPER_COMMANDS = ("whisper", "whisper.exe")
+WHISPER_MODULES = ("whisper", "whisper.transcribe")
+
+command_line_backend: str | None = None
+"""The value of `--backend`, once upstream's command line has been parsed."""
+
+
+def activate() -> None:
+    """Switch the plugin on in this process if its command line or environment asks for it; idempotent."""
+    if os.environ.get("WHISPER_MAX_NO_HOOK"):
+        return
+    argv = getattr(sys, "argv", [])  # a program that embeds Python may set none
+    whisper_command = is_whisper_command(argv, sys.orig_argv)
+    asked_for = os.environ.get("WHISPER_BACKEND", "").strip() or (whisper_command and _mentions_backend(argv))
+    if not asked_for:
+        return
+    from whisper_max_plugin import upstream
+
+    upstream.activate()
+    if whisper_command:
+        when_imported("whisper", accept_backend_option)
+
+
+def is_whisper_command(argv: Sequence[str], orig_argv: Sequence[str]) -> bool:
+    """Return whether a process with these arguments runs upstream's command line.
+
+    Parameters
+    ----------
+    argv : Sequence[str]
+        `sys.argv`; with `python -m` its first element is "-m" while `site` runs
+    orig_argv : Sequence[str]
+        `sys.orig_argv`, which still has the module's name
+    """
+    if not argv or len(argv) > len(orig_argv):
+        return False
+    if argv[0] != "-m":
+        return os.path.basename(argv[0]).lower() in WHISPER_COMMANDS
+    # Both lists end alike, so what stands before their common tail is the module: "whisper" or "-mwhisper".
+    module = orig_argv[-len(argv)]
+    return (module.partition("m")[2] if module.startswith("-") else module) in WHISPER_MODULES
+
+
+def _mentions_backend(argv: Sequence[str]) -> bool:
+    # --help, too: upstream's list of options then has this one.
+    return any(word in ("--backend", "--help", "-h") or word.startswith("--backend=") for word in argv[1:])
+
+
+def accept_backend_option(_whisper: ModuleType | None = None) -> None:
+    """Let the next parser that reads `sys.argv` take `--backend NAME`: upstream's, once whisper is imported.
+
+    The option is added to the parser that upstream's `cli()` builds and taken out of its result again, so
+    that upstream never sees it. A backend that is unknown or cannot run ends the program with one line and
+    status 2.
+    """
+    import argparse
+    import functools
+
+    parse_args = argparse.ArgumentParser.parse_args
+    if hasattr(parse_args, "_whisper_max_plugin"):
+        return
+
+    @functools.wraps(parse_args)
+    def parse_args_with_backend(
+        parser: argparse.ArgumentParser, args: Sequence[str] | None = None, namespace: object = None
+    ) -> object:
+        if args is not None:  # not the program's own command line
+            return parse_args(parser, args, namespace)
+        argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]
+        return _parse_backend(parser, namespace)
+
+    parse_args_with_backend._whisper_max_plugin = True  # type: ignore[attr-defined]
+    argparse.ArgumentParser.parse_args = parse_args_with_backend  # type: ignore[assignment, method-assign]
+
+
+def _parse_backend(parser: argparse.ArgumentParser, namespace: object) -> object:
+    import argparse
+
+    from whisper_max_plugin import backends, upstream
+
+    global command_line_backend
+    known = ", ".join(backend.name for backend in backends.all_backends())
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=f"what the model runs on: {known} (default: WHISPER_BACKEND, else {backends.DEFAULT})",
+    )
+    arguments = parser.parse_args(None, namespace)
+    command_line_backend = vars(arguments).pop("backend", None)
+    try:
+        backends.get_usable(upstream.current_backend())
+    except (backends.UnknownBackendError, backends.BackendUnavailableError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    return arguments
+
+
+def when_imported(name: str, callback: Callable[[ModuleType], object]) -> None:
+    """Call `callback(module)` each time that module `name` has been executed: imported, or reloaded.
+
+    When it is imported already, the first call happens at once. Registering a callback again does nothing.
+    """
+    callbacks = _finder.callbacks.setdefault(name, [])
+    if callback in callbacks:
+        return
+    callbacks.append(callback)
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    if name in sys.modules:
+        callback(sys.modules[name])
+
+
+def forget(name: str, callback: Callable[[ModuleType], object]) -> None:
+    """Undo `when_imported(name, callback)`."""
+    callbacks = _finder.callbacks.get(name, [])
+    if callback in callbacks:
+        callbacks.remove(callback)
+
+
+class _PostImportFinder:
+    """A meta-path finder that finds nothing itself: it adds the callbacks to what the other finders found."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[str, list[Callable[[ModuleType], object]]] = {}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not self.callbacks.get(name):
+            return None
+        for finder in sys.meta_path:
+            find_spec = None if finder is self else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find_spec(name, path, target) if find_spec is not None else None
+            if spec is not None:
+                self._call_back_after_execution(spec)
+                return spec
+        return None
+
+    def _call_back_after_execution(self, spec: ModuleSpec) -> None:
+        loader = spec.loader
+        if loader is None or not hasattr(loader, "exec_module"):
+            return  # a namespace package has no code to run
+
+        def exec_module(module: ModuleType) -> None:
+            # The loader stays the real one, since runpy, inspect and importlib.resources ask it for more.
+            # Only this call is intercepted, by an attribute of the instance that removes itself.
+            vars(loader).pop("exec_module", None)
+            loader.exec_module(module)
+            for callback in tuple(self.callbacks.get(spec.name, ())):
+                callback(module)
+
+        vars(loader)["exec_module"] = exec_module
+
+
+_finder = _PostImportFinder()

@@ -1,0 +1,188 @@
+"""The only file that patches whisper: `load_model`, and `load_audio` for machines without ffmpeg."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from whisper_max_plugin import startup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from whisper.model import Whisper
+
+logger = logging.getLogger(__name__)
+
+PATCHED = (("whisper", "load_model"), ("whisper", "load_audio"), ("whisper.audio", "load_audio"))
+SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
+BACKEND_PARAMETER = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")
+BACKEND_DOCUMENTATION = """
+    backend : str
+        what runs the model: "max", "torch" or any registered backend; by default the one that is switched on
+"""
+
+
+class UnsupportedWhisperError(RuntimeError):
+    """The imported whisper lacks what this plugin patches."""
+
+
+@dataclass
+class _Activation:
+    active: bool = False
+    installed: str | None = None  # what install() was given
+
+
+_activation = _Activation()
+_originals: dict[Callable[..., Any], Callable[..., Any]] = {}  # each replacement, and upstream's function
+_reported: set[str] = set()  # modules that a warning has named
+
+
+def activate(backend: str | None = None) -> list[str]:
+    """Patch whisper, now or when it is imported.
+
+    Parameters
+    ----------
+    backend : str | None
+        what `install` was given; None leaves the choice to the command line and the environment
+
+    Returns
+    -------
+    list[str]
+        modules that imported upstream's own `load_model` before, except those that an earlier call returned
+
+    Raises
+    ------
+    UnsupportedWhisperError
+        when whisper is imported and lacks what is patched
+    """
+    was_imported = "whisper" in sys.modules
+    _activation.active = True
+    _activation.installed = backend if backend is not None else _activation.installed
+    startup.when_imported("whisper", _patch_whisper)
+    return _modules_with_original() if was_imported else []
+
+
+def deactivate() -> None:
+    """Undo `activate`; below somebody's later patch of whisper our function stays, and passes through."""
+    _activation.active = False
+    _activation.installed = None
+    startup.forget("whisper", _patch_whisper)
+    for module_name, attribute in PATCHED:
+        current = getattr(sys.modules.get(module_name), attribute, None)
+        if current in _originals:
+            setattr(sys.modules[module_name], attribute, _originals[current])
+
+
+def is_active() -> bool:
+    """Return whether whisper is patched, or will be when it is imported."""
+    return _activation.active
+
+
+def current_backend(keyword: str | None = None) -> str:
+    """Return the name of the backend that `whisper.load_model(..., backend=keyword)` gets now."""
+    from whisper_max_plugin import backends
+
+    if keyword is None and not _activation.active:
+        return backends.DEFAULT
+    return backends.resolve(keyword, command_line=startup.command_line_backend, installed=_activation.installed)
+
+
+def _patch_whisper(whisper: ModuleType) -> None:
+    _check(whisper, whisper, "load_model", ["name", "device", "download_root", "in_memory"])
+    # By its name: an attribute of the package may be a function of the same name, as `whisper.transcribe` is.
+    audio = importlib.import_module("whisper.audio")
+    _check(whisper, audio, "load_audio", ["file", "sr"])
+    _replace(whisper, "load_model", _make_load_model)
+    _replace(audio, "load_audio", _make_load_audio)
+    _replace(whisper, "load_audio", _make_load_audio)
+
+
+def _check(whisper: ModuleType, module: ModuleType, attribute: str, expected: list[str]) -> None:
+    function = getattr(module, attribute, None)
+    parameters = list(inspect.signature(function).parameters) if callable(function) else []
+    if parameters[: len(expected)] != expected:
+        version = getattr(whisper, "__version__", "of unknown version")
+        missing = f"{module.__name__}.{attribute}({', '.join(expected)})"
+        raise UnsupportedWhisperError(
+            f"whisper {version} ({whisper.__file__}) has no {missing} for whisper_max_plugin to replace: "
+            "pip install 'openai-whisper>=20231106'"
+        )
+
+
+def _replace(module: ModuleType, attribute: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    current = getattr(module, attribute)
+    if current in _originals:
+        return
+    replacement = make(current)
+    _originals[replacement] = current
+    setattr(module, attribute, replacement)
+
+
+# Both makers are cached: after uninstall() and install(), names imported in between are the plugin's again.
+
+
+@functools.cache
+def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]:
+    @functools.wraps(original)
+    def load_model(
+        name: str,
+        device: str | torch.device | None = None,
+        download_root: str | None = None,
+        in_memory: bool = False,
+        *,
+        backend: str | None = None,
+    ) -> Whisper:
+        if backend is None and not _activation.active:
+            return original(name, device, download_root, in_memory)
+        from whisper_max_plugin import backends
+
+        chosen = backends.get_usable(current_backend(backend))
+        logger.info("loading %s on the backend %s", name, chosen.name)
+        return chosen.load_model(name, device, download_root, in_memory, upstream_load_model=original)
+
+    signature = inspect.signature(original)
+    parameters = [*list(signature.parameters.values())[:4], BACKEND_PARAMETER]
+    load_model.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    load_model.__annotations__ = {**original.__annotations__, "backend": BACKEND_PARAMETER.annotation}
+    if original.__doc__ is not None:  # None under python -OO
+        head, separator, tail = original.__doc__.partition("\n    Returns\n")
+        load_model.__doc__ = head.rstrip() + BACKEND_DOCUMENTATION + separator + tail
+    return load_model
+
+
+@functools.cache
+def _make_load_audio(
+    original: Callable[[str, int], npt.NDArray[np.float32]],
+) -> Callable[[str, int], npt.NDArray[np.float32]]:
+    @functools.wraps(original)
+    def load_audio(file: str, sr: int = SAMPLE_RATE) -> npt.NDArray[np.float32]:
+        if not _activation.active or shutil.which("ffmpeg") is not None:
+            return original(file, sr)
+        from whisper_max_plugin import audio
+
+        return audio.load_audio(file, sr)
+
+    return load_audio
+
+
+def _modules_with_original() -> list[str]:
+    originals = {id(original) for original in _originals.values() if original.__name__ == "load_model"}
+    found = []
+    for name, module in list(sys.modules.items()):
+        if name == "whisper" or name in _reported:
+            continue
+        if any(id(value) in originals for value in list(getattr(module, "__dict__", {}).values())):
+            found.append(name)
+    _reported.update(found)
+    return found
