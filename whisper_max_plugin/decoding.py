@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from whisper.decoding import (
-    BeamSearchDecoder,
-    DecodingOptions,
-    DecodingResult,
-    DecodingTask,
-    Inference,
-)
+from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
 
 from .kv_cache import KVCache
 
@@ -58,12 +52,15 @@ class MaxInference(Inference):
         the length of prompt, sot sequence and prefix, which the first pass takes
     sot_index : int
         the position of <|startoftranscript|> among them
+    n_group : int
+        the number of beams or samples of each audio, which all start from the same tokens
     """
 
-    def __init__(self, model: MaxWhisper, initial_token_length: int, sot_index: int) -> None:
+    def __init__(self, model: MaxWhisper, initial_token_length: int, sot_index: int, n_group: int) -> None:
         self.model = model
         self.initial_token_length = initial_token_length
         self.sot_index = sot_index
+        self.n_group = n_group
         self.kv_cache: KVCache | None = None
 
     def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
@@ -74,7 +71,10 @@ class MaxInference(Inference):
             logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
             return logits
         rows = sorted({self.sot_index, tokens.shape[-1] - 1})
-        logits = self.model.decoder(tokens, audio_features, kv_cache=self.kv_cache, rows=rows)
+        logits = self.model.decoder(tokens[:: self.n_group], audio_features, kv_cache=self.kv_cache, rows=rows)
+        if self.n_group > 1:  # the group has been computed once; from here on its sequences differ
+            self.kv_cache.rearrange([sequence // self.n_group for sequence in range(tokens.shape[0])])
+            logits = logits.repeat_interleave(self.n_group, dim=0)
         return PrefillLogits(logits, rows, tokens.shape[-1])
 
     def rearrange_kv_cache(self, source_indices: list[int]) -> None:
@@ -92,7 +92,7 @@ class MaxDecodingTask(DecodingTask):
 
     def __init__(self, model: MaxWhisper, options: DecodingOptions) -> None:
         super().__init__(model, options)
-        self.inference = MaxInference(model, len(self.initial_tokens), self.sot_index)
+        self.inference = MaxInference(model, len(self.initial_tokens), self.sot_index, self.n_group)
         if isinstance(self.decoder, BeamSearchDecoder):
             self.decoder.inference = self.inference
 
@@ -101,8 +101,8 @@ class MaxDecodingTask(DecodingTask):
 def decode(
     model: MaxWhisper,
     mel: Tensor,
-    options: DecodingOptions = DecodingOptions(),
-    **kwargs: Any,  # noqa: B008 upstream's signature
+    options: DecodingOptions = DecodingOptions(),  # noqa: B008 upstream's signature
+    **kwargs: Any,
 ) -> DecodingResult | list[DecodingResult]:
     """
     Performs decoding of 30-second audio segment(s), provided as Mel spectrogram(s).

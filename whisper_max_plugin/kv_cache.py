@@ -13,7 +13,7 @@ from torch.utils.dlpack import from_dlpack
 if TYPE_CHECKING:
     from whisper.model import TextDecoder
 
-    from .engine import CrossKV
+    from .engine import CrossKV, Engine
 
 
 class KVCache(MutableMapping[nn.Module, Tensor]):
@@ -35,6 +35,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._storage: dict[nn.Module, Tensor] = {}  # (n_text_ctx, batch, n_state)
         self._spare: dict[nn.Module, Tensor] = {}  # what a reorder copies into, before the two swap
         self._n_filled: dict[nn.Module, int] = {}
+        self.engine: Engine | None = None  # what computed the entries, from the first pass on
         self._cross: dict[nn.Module, Buffer] = {}  # (n_audio, n_head, n_audio_ctx, head_dim)
         self.update(entries or {})
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 import whisper.model
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
-from .engine import DecoderOutput
+from .engine import CrossKV, DecoderOutput, Engine
 from .kv_cache import KVCache
 from .report import REPORT
 from .runtime import Runtime
@@ -100,20 +99,18 @@ class MaxTextDecoder(TextDecoder):
             return logits if rows is None else logits[:, list(rows)]
 
         cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self)
+        engine = cache.engine = cache.engine or self.runtime.engine()
+        cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(_to_host(xa))
         n_audio = xa.shape[0]
         x = x.expand(max(x.shape[0], n_audio), -1)  # one sequence for many windows, as upstream broadcasts it
         batch, n_tokens = x.shape
-        engine = self.runtime.engine()
-        cross_kv = cache.cross_kv
-        if cross_kv is None:
-            cross_kv = cache.cross_kv = self.runtime.cross_kv(_to_host(xa))
         output = engine.decode(
             x.to("cpu", torch.int64).reshape(n_audio, batch // n_audio, n_tokens),
             range(n_tokens) if rows is None else [row % n_tokens for row in rows],
             cache.extend(batch, n_tokens),
             cross_kv,
         )
-        self._run_cross_attention_hooks(output, xa, kv_cache, cross_kv)
+        self._run_cross_attention_hooks(output, xa, cache, engine, cross_kv)
         return output.logits.to(xa.device)
 
     def _unsupported(self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None) -> str | None:
@@ -138,18 +135,18 @@ class MaxTextDecoder(TextDecoder):
         return None
 
     def _run_cross_attention_hooks(
-        self, output: DecoderOutput, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None, cross_kv: Any
+        self, output: DecoderOutput, xa: Tensor, cache: KVCache, engine: Engine, cross_kv: CrossKV
     ) -> None:
         """Call the forward hooks on cross_attn modules, as in a torch pass; `find_alignment` reads scores so."""
         for layer, block in enumerate(self.blocks):
             cross_attn: MaxCrossAttention = block.cross_attn
             if not cross_attn._forward_hooks:
                 continue
-            inputs, outputs = output.cross_attn_inputs[layer], output.cross_attn_outputs[layer]
-            qk = self.runtime.engine().cross_scores(layer, inputs, cross_kv) if _returns_scores() else None
-            cross_attn.computed = (outputs.to(xa.device, xa.dtype), None if qk is None else qk.to(xa.device))
+            x, out = output.cross_attn_inputs[layer], output.cross_attn_outputs[layer]
+            qk = engine.cross_scores(layer, x, cross_kv).to(xa.device) if _returns_scores() else None
+            cross_attn.computed = (out.to(xa.device, xa.dtype), qk)
             try:
-                result = cross_attn(inputs.to(xa.device, xa.dtype), xa, kv_cache=kv_cache)
+                result = cross_attn(x.to(xa.device, xa.dtype), xa, kv_cache=cache)
                 if result is not cross_attn.computed:
                     raise RuntimeError(
                         f"a forward hook on decoder.blocks.{layer}.cross_attn replaced the output, which a compiled "

@@ -1,0 +1,1 @@
+"""Tests against upstream: result parity, the seam, activation, bad input."""
