@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -124,7 +125,8 @@ def assert_same_steps(actual: Sequence[Step], expected: Sequence[Step]) -> bool:
     for index, (step, wanted) in enumerate(zip(actual, expected, strict=False)):
         if not torch.equal(step.tokens, wanted.tokens):
             margin = expected[index - 1].margin
-            assert index > 0 and margin < CLOSE_CALL, f"step {index - 1} chose otherwise, with a margin of {margin:.1e}"
+            assert index > 0, "the loops start from different tokens"
+            assert margin < CLOSE_CALL, f"step {index - 1} chose otherwise, with a margin of {margin:.1e}"
             return False
         assert_close(step.logits, wanted.logits)
     assert len(actual) == len(expected)
@@ -144,7 +146,7 @@ def _margin_of_choice(task: DecodingTask, tokens: Tensor, filtered: Tensor, sum_
             for value, token in zip(values[row], ids[row], strict=True)
         }
         ranking = sorted(scores.values(), reverse=True)[: 2 * group]
-        margin = min(margin, *(a - b for a, b in zip(ranking, ranking[1:], strict=False)))
+        margin = min(margin, *(a - b for a, b in pairwise(ranking)))
     return margin
 
 

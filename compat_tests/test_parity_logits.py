@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
-from whisper.decoding import PyTorchInference
+from whisper.decoding import Inference, PyTorchInference
 
 from whisper_max_plugin.decoding import MaxInference
 
@@ -13,20 +16,18 @@ from .compare import assert_close
 from .conftest import Pair
 
 N_STEPS = 30
-SIZES = ("nano", "tiny", "base")
+N_BEAM, N_BEAM_PROMPT, N_BEAM_STEPS = 5, 3, 10
 BATCH_SIZES = (1, 3)
 
-pytestmark = pytest.mark.usefixtures("without_gradients")
 
-
-@pytest.fixture(scope="module")
-def without_gradients():
-    """Upstream's `decode()` and `find_alignment()` run without gradients too."""
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    """As in upstream's `decode()` and `find_alignment()`."""
     with torch.no_grad():
         yield
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture(params=["nano", "tiny", "base"])
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each of the models to compare."""
     pair: Pair = request.getfixturevalue(request.param)
@@ -71,51 +72,54 @@ def test_the_model_called_with_mel_and_tokens(pair: Pair) -> None:
 
 @pytest.mark.parametrize("n_audio", BATCH_SIZES)
 def test_thirty_steps_after_a_prompt(pair: Pair, n_audio: int) -> None:
-    audio_features = pair.torch.embed_audio(random_mel(pair, n_audio))
     n_prompt = 4
+    audio_features = pair.torch.embed_audio(random_mel(pair, n_audio))
     tokens = random_tokens(pair, n_audio, n_prompt + N_STEPS)
-    expected = PyTorchInference(pair.torch, n_prompt)
-    actual = MaxInference(pair.max, n_prompt, sot_index=1)
-    try:
-        prefill = expected.logits(tokens[:, :n_prompt], audio_features)
-        computed = actual.logits(tokens[:, :n_prompt], audio_features)
+    actual = MaxInference(pair.max, n_prompt, sot_index=1, n_group=1)
+    with running(PyTorchInference(pair.torch, n_prompt)) as expected, running(actual):
+        logits = actual.logits(tokens[:, :n_prompt], audio_features)
+        wanted = expected.logits(tokens[:, :n_prompt], audio_features)
         for row in (1, -1):  # that of <|startoftranscript|> and the last one: all that decoding reads
-            assert_close(computed[:, row], prefill[:, row])
+            assert_close(logits[:, row], wanted[:, row])
         for n_tokens in range(n_prompt + 1, n_prompt + N_STEPS + 1):
             prefix = tokens[:, :n_tokens]
             assert_close(actual.logits(prefix, audio_features), expected.logits(prefix, audio_features))
-    finally:
-        expected.cleanup_caching()
-        actual.cleanup_caching()
 
 
-@pytest.mark.parametrize("inference", [MaxInference, PyTorchInference])
+def test_beams_that_change_places(pair: Pair) -> None:
+    """Five beams of one window, which upstream broadcasts to them."""
+    actual = MaxInference(pair.max, N_BEAM_PROMPT, sot_index=0, n_group=N_BEAM)
+    compare_beams(pair, actual, pair.torch.embed_audio(random_mel(pair, 1)))
+
+
 @pytest.mark.parametrize("n_audio", [1, 2])
-def test_beams_that_are_reordered(pair: Pair, n_audio: int, inference: type) -> None:
-    """Five beams change places after each step; `PyTorchInference` reorders through the kv_cache mapping."""
-    n_beam, n_prompt, n_steps = 5, 3, 10
-    batch = n_audio * n_beam
+def test_beams_reordered_through_the_cache_mapping(pair: Pair, n_audio: int) -> None:
+    """Upstream's own PyTorchInference runs the accelerated model, each beam with its window's features."""
+    audio_features = pair.torch.embed_audio(random_mel(pair, n_audio)).repeat_interleave(N_BEAM, dim=0)
+    compare_beams(pair, PyTorchInference(pair.max, N_BEAM_PROMPT), audio_features)
+
+
+def compare_beams(pair: Pair, actual: Inference, audio_features: Tensor) -> None:
+    """Step `actual` and upstream's inference of the reference, reordering the beams after each step."""
+    n_audio = max(1, len(audio_features) // N_BEAM)
     generator = torch.Generator().manual_seed(1)
-    audio_features = pair.torch.embed_audio(random_mel(pair, n_audio))
-    audio_features_of_beams = audio_features.repeat_interleave(n_beam, dim=0)
-    tokens = random_tokens(pair, n_audio, n_prompt).repeat_interleave(n_beam, dim=0)
-    expected = PyTorchInference(pair.torch, n_prompt)
-    actual = inference(pair.max, n_prompt, 0) if inference is MaxInference else inference(pair.max, n_prompt)
+    tokens = random_tokens(pair, n_audio, N_BEAM_PROMPT).repeat_interleave(N_BEAM, dim=0)
+    with running(PyTorchInference(pair.torch, N_BEAM_PROMPT)) as expected, running(actual):
+        for step in range(N_BEAM_STEPS):
+            logits, wanted = actual.logits(tokens, audio_features), expected.logits(tokens, audio_features)
+            assert_close(logits[:, -1], wanted[:, -1])
+            # within its window, a beam may continue any other, and several the same one
+            sources = torch.randint(N_BEAM, (n_audio, N_BEAM), generator=generator)
+            sources = (sources + N_BEAM * torch.arange(n_audio)[:, None]).flatten().tolist()
+            for inference in (actual, expected):
+                inference.rearrange_kv_cache(sources)
+            tokens = torch.cat([tokens[sources], random_tokens(pair, len(tokens), 1, seed=step)], dim=1)
+
+
+@contextmanager
+def running(inference: Inference) -> Iterator[Inference]:
+    """Remove the hooks that upstream's inference leaves on the model."""
     try:
-        for step in range(n_steps):
-            if n_audio == 1:  # as upstream calls it: the beams of one window share its features
-                wanted = expected.logits(tokens, audio_features)
-                computed = actual.logits(tokens, audio_features)
-            else:
-                wanted = expected.logits(tokens, audio_features_of_beams)
-                computed = actual.logits(tokens, audio_features_of_beams)
-            assert_close(computed[:, -1], wanted[:, -1])
-            # within each window, any beam may continue any other, several the same one
-            sources = torch.randint(n_beam, (n_audio, n_beam), generator=generator)
-            sources = (sources + n_beam * torch.arange(n_audio)[:, None]).flatten().tolist()
-            expected.rearrange_kv_cache(sources)
-            actual.rearrange_kv_cache(sources)
-            tokens = torch.cat([tokens[sources], random_tokens(pair, batch, 1, seed=step)], dim=1)
+        yield inference
     finally:
-        expected.cleanup_caching()
-        actual.cleanup_caching()
+        inference.cleanup_caching()

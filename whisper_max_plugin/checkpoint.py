@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
+from whisper.model import ModelDimensions
 
 
 class CheckpointError(RuntimeError):
@@ -56,28 +56,58 @@ def check_state(dims: ModelDimensions, state: Mapping[str, Tensor], *, source: s
     CheckpointError
         naming the tensors that are missing, unused or of the wrong shape
     """
-    expected = _expected_shapes(dims)
+    expected = expected_shapes(dims)
     faults = [f"missing {name}" for name in expected.keys() - state.keys()]
     faults += [f"unused {name}" for name in state.keys() - expected.keys()]
     faults += [
-        f"{name} of shape {tuple(state[name].shape)} instead of {tuple(shape)}"
+        f"{name} of shape {tuple(state[name].shape)} instead of {shape}"
         for name, shape in expected.items()
-        if name in state and state[name].shape != shape
+        if name in state and tuple(state[name].shape) != shape
     ]
     if faults:
         shown = ", ".join(sorted(faults)[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise CheckpointError(f"the tensors in {source} are not those of its dimensions: {shown}")
 
 
-def _expected_shapes(dims: ModelDimensions) -> dict[str, torch.Size]:
-    with torch.device("meta"):  # shapes without memory
-        encoder = AudioEncoder(dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
-        decoder = TextDecoder(dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer)
-    return {
-        f"{part}.{name}": tensor.shape
-        for part, module in (("encoder", encoder), ("decoder", decoder))
-        for name, tensor in module.state_dict().items()
+def expected_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor in the state_dict of ``whisper.model.Whisper(dims)``.
+
+    Written out, for building the model just to look at its shapes would take as long as loading it.
+    """
+    n_audio, n_text = dims.n_audio_state, dims.n_text_state
+    shapes = {
+        **_weight_and_bias("encoder.conv1", n_audio, dims.n_mels, 3),
+        **_weight_and_bias("encoder.conv2", n_audio, n_audio, 3),
+        "encoder.positional_embedding": (dims.n_audio_ctx, n_audio),
+        **_weight_and_bias("encoder.ln_post", n_audio),
+        "decoder.token_embedding.weight": (dims.n_vocab, n_text),
+        "decoder.positional_embedding": (dims.n_text_ctx, n_text),
+        **_weight_and_bias("decoder.ln", n_text),
     }
+    for layer in range(dims.n_audio_layer):
+        shapes |= _block_shapes(f"encoder.blocks.{layer}", n_audio, ["attn"])
+    for layer in range(dims.n_text_layer):
+        shapes |= _block_shapes(f"decoder.blocks.{layer}", n_text, ["attn", "cross_attn"])
+    return shapes
+
+
+def _block_shapes(name: str, n_state: int, attentions: list[str]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a ``ResidualAttentionBlock``; the key projection of an attention has no bias."""
+    shapes = {
+        **_weight_and_bias(f"{name}.mlp.0", 4 * n_state, n_state),
+        **_weight_and_bias(f"{name}.mlp.2", n_state, 4 * n_state),
+        **_weight_and_bias(f"{name}.mlp_ln", n_state),
+    }
+    for attention in attentions:
+        shapes |= _weight_and_bias(f"{name}.{attention}_ln", n_state)
+        shapes[f"{name}.{attention}.key.weight"] = (n_state, n_state)
+        for part in ("query", "value", "out"):
+            shapes |= _weight_and_bias(f"{name}.{attention}.{part}", n_state, n_state)
+    return shapes
+
+
+def _weight_and_bias(name: str, n_out: int, *n_in: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (n_out, *n_in), f"{name}.bias": (n_out,)}
 
 
 def _load_mapped(path: Path) -> Any:

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
@@ -164,18 +163,11 @@ def warmup(names: Sequence[str], *, device: str | None) -> int:
     """Compile the graphs of each model, or find them in the cache; one bad name does not stop the others."""
     from whisper_max_plugin.backends import get_usable
 
-    get_usable("max")  # before whisper and the model are imported, since these need what it looks for
-    import whisper
-
+    get_usable("max")  # before the model's modules are imported, since these need what it looks for
     from whisper_max_plugin import model
 
     code = EXIT_OK
     for name in names:
-        if name not in whisper.available_models() and not Path(name).is_file():
-            known = ", ".join(whisper.available_models())
-            _print_error(f"no model {name!r}: give the path of a checkpoint file, or one of {known}")
-            code = EXIT_ERROR
-            continue
         try:
             result = model.warmup(name, device=device)
         except (RuntimeError, ValueError) as error:

@@ -25,6 +25,10 @@ class DeviceError(ValueError):
     """A device was asked for that graphs do not run on."""
 
 
+class UnknownModelError(ValueError):
+    """A name is neither an official model's nor a file's."""
+
+
 class MaxWhisper(Whisper):
     """Upstream's model with graphs in its forward passes; everything else is inherited.
 
@@ -114,7 +118,7 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
 
     Raises
     ------
-    ValueError
+    UnknownModelError
         if `name` is neither an official model nor a file
     DeviceError
         if `device` is not one that graphs run on
@@ -127,7 +131,9 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
     elif os.path.isfile(name):
         dims = checkpoint.check_file(name)
     else:
-        raise ValueError(f"no model {name!r}: give a path to a checkpoint or one of {', '.join(OFFICIAL_DIMS)}")
+        raise UnknownModelError(
+            f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
+        )
     cached = artifacts.is_cached(dims, PRECISION, DEVICE)
     started = time.monotonic()
     compile_graphs(dims)
