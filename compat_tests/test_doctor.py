@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_max_plugin import artifacts, backends, doctor
+from whisper_max_plugin import artifacts, backends, doctor, environment
 
 UPSTREAM_SCRIPT = """#!{python}
 import sys
@@ -101,7 +101,7 @@ def test_every_problem_has_a_remedy(versions, commands, modules, monkeypatch, tm
     monkeypatch.setattr(site, "ENABLE_USER_SITE", False)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(artifacts, "cache_dir", lambda: Path("/dev/null/cache"))
-    monkeypatch.setattr(doctor, "DRIVER_FILE", Path("/nonexistent"))
+    monkeypatch.setattr(environment, "DRIVER_FILE", Path("/nonexistent"))
     monkeypatch.setenv("WHISPER_BACKEND", "nonsense")
     problems = {check.name for check in doctor.run_checks() if is_problem(check)}
     assert problems == {
@@ -227,7 +227,7 @@ def test_a_local_file_named_whisper_is_a_problem(modules, tmp_path):
 
 
 def test_no_nvidia_driver_is_fine(commands, monkeypatch):
-    monkeypatch.setattr(doctor, "DRIVER_FILE", Path("/nonexistent"))
+    monkeypatch.setattr(environment, "DRIVER_FILE", Path("/nonexistent"))
     check = doctor.check_nvidia_driver()
     assert check.ok is None
     assert "none" in check.value
@@ -258,7 +258,7 @@ def test_the_kernel_tells_the_driver_where_nvidia_smi_is_missing_or_fails(comman
     file.write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC 12.2.0\n"
     )
-    monkeypatch.setattr(doctor, "DRIVER_FILE", file)
+    monkeypatch.setattr(environment, "DRIVER_FILE", file)
     assert doctor.check_nvidia_driver().value == "580.65.06"
     commands["nvidia-smi"] = "/bin/false"
     assert doctor.check_nvidia_driver().value == "580.65.06"
@@ -308,8 +308,8 @@ def test_cublas_is_found_in_nvidias_wheel(modules, tmp_path):
 @pytest.fixture
 def no_cublas(modules, monkeypatch):
     modules["nvidia"] = None
-    monkeypatch.setattr(doctor.glob, "glob", lambda pattern: [])
-    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(environment.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(environment.ctypes.util, "find_library", lambda name: None)
 
 
 def test_missing_cublas_is_a_problem_beside_a_gpu(no_cublas, driver):
@@ -320,7 +320,7 @@ def test_missing_cublas_is_a_problem_beside_a_gpu(no_cublas, driver):
 
 
 def test_missing_cublas_is_fine_without_a_gpu(no_cublas, commands, monkeypatch):
-    monkeypatch.setattr(doctor, "DRIVER_FILE", Path("/nonexistent"))
+    monkeypatch.setattr(environment, "DRIVER_FILE", Path("/nonexistent"))
     assert doctor.check_cublas().ok is None
 
 

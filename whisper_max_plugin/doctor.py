@@ -6,24 +6,20 @@ Every function looks, changes nothing, prints nothing and returns one `Check`. O
 
 from __future__ import annotations
 
-import ctypes.util
-import glob
 import importlib.util
 import os
 import re
 import shlex
 import shutil
 import site
-import subprocess
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import whisper_max_plugin
+from whisper_max_plugin import environment
 from whisper_max_plugin.max_backend import NEWEST_PYTHON, OLDEST_PYTHON, TESTED_MAX
 
 if TYPE_CHECKING:
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
 OLDEST_WHISPER = 20231106  # yyyymmdd, openai-whisper's own numbering
 OLDEST_NVIDIA_DRIVER = 580  # branch; MAX compiles for CUDA 13, or through an external ptxas for older drivers
 INSTALL_DRIVER = f"sudo apt-get install nvidia-driver-{OLDEST_NVIDIA_DRIVER}"
-DRIVER_FILE = Path("/proc/driver/nvidia/version")
 HOOK_FILE = "whisper_max_plugin.pth"
 
 
@@ -102,8 +97,8 @@ def check_torch() -> Check:
 
 def check_max() -> Check:
     """MAX is installed, in the minor release that this plugin is tested with."""
-    remedy = _install(f"max=={TESTED_MAX}.*")
-    version = _version("max")
+    remedy = environment.install(f"max=={TESTED_MAX}.*")
+    version = environment.version("max")
     if version is None:
         return Check("max", False, "not installed", remedy)
     if version.split(".")[:2] != TESTED_MAX.split("."):
@@ -113,13 +108,13 @@ def check_max() -> Check:
 
 def check_whisper() -> Check:
     """openai-whisper is installed and not older than the oldest release that is tested."""
-    remedy = _install("openai-whisper")
-    version = _version("openai-whisper")
+    remedy = environment.install("openai-whisper")
+    version = environment.version("openai-whisper")
     if version is None:
         return Check("openai-whisper", False, "not installed", remedy)
     date = re.match(r"\d+", version)
     if date is None or int(date[0]) < OLDEST_WHISPER:
-        remedy = _install(f"openai-whisper>={OLDEST_WHISPER}")
+        remedy = environment.install(f"openai-whisper>={OLDEST_WHISPER}")
         return Check("openai-whisper", False, f"{version} is older than {OLDEST_WHISPER}", remedy)
     return Check("openai-whisper", True, version)
 
@@ -127,16 +122,16 @@ def check_whisper() -> Check:
 def check_whisper_package() -> Check:
     """``import whisper`` finds OpenAI's package, not another one of the same name."""
     name = "whisper package"
-    other = _version("whisper")  # Graphite's database library, which `pip install whisper` brings
+    other = environment.version("whisper")  # Graphite's database library, which `pip install whisper` brings
     spec = importlib.util.find_spec("whisper")
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     ours = [folder for folder in folders if (Path(folder) / "transcribe.py").is_file()]
     if ours and other is None:
         return Check(name, True, ours[0])
-    uninstall = _uninstall("whisper")
+    uninstall = environment.uninstall("whisper")
     if ours:
         return Check(name, None, f"{ours[0]}, beside the unrelated package whisper {other}", uninstall)
-    install = _reinstall("openai-whisper")
+    install = environment.reinstall("openai-whisper")
     if other is not None:
         value = f"the unrelated package whisper {other} is installed instead of openai-whisper"
         return Check(name, False, value, f"{uninstall} && {install}")
@@ -157,7 +152,7 @@ def check_plugin() -> Check:
 
 def check_nvidia_driver() -> Check:
     """The NVIDIA driver, where there is one, is new enough for MAX."""
-    version = _nvidia_driver_version()
+    version = environment.nvidia_driver_version()
     if version is None:
         return Check("nvidia driver", None, "none: graphs run on the CPU")
     if int(version.split(".")[0]) >= OLDEST_NVIDIA_DRIVER or os.environ.get("MODULAR_NVPTX_COMPILER_PATH"):
@@ -169,15 +164,17 @@ def check_nvidia_driver() -> Check:
 
 def check_devices() -> Check:
     """The devices that MAX sees, among them the GPU when the machine has one."""
-    if _version("max") is None:
+    if environment.version("max") is None:
         return Check("devices", None, "unknown without MAX")
     try:
         from max.driver import scan_available_devices
     except ImportError as error:
-        return Check("devices", False, f"MAX cannot be imported: {error}", _reinstall(f"max=={TESTED_MAX}.*"))
+        return Check(
+            "devices", False, f"MAX cannot be imported: {error}", environment.reinstall(f"max=={TESTED_MAX}.*")
+        )
     specs = scan_available_devices()
     value = ", ".join(spec.device_type if spec.device_type == "cpu" else f"gpu:{spec.id}" for spec in specs)
-    if _nvidia_driver_version() is None or any(spec.device_type == "gpu" for spec in specs):
+    if environment.nvidia_driver_version() is None or any(spec.device_type == "gpu" for spec in specs):
         return Check("devices", True, value)
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         value += ": CUDA_VISIBLE_DEVICES hides the GPU"
@@ -187,12 +184,12 @@ def check_devices() -> Check:
 
 def check_cublas() -> Check:
     """cuBLAS, which MAX opens for some matrix products on an NVIDIA GPU, is installed."""
-    found = _find_cublas()
+    found = environment.find_cublas()
     if found is not None:
         return Check("cublas", True, found)
-    if _nvidia_driver_version() is None:
+    if environment.nvidia_driver_version() is None:
         return Check("cublas", None, "not found, and not needed without an NVIDIA GPU")
-    return Check("cublas", False, "not found", _install("whisper-max-plugin[gpu]"))
+    return Check("cublas", False, "not found", environment.install("whisper-max-plugin[gpu]"))
 
 
 def check_ffmpeg() -> Check:
@@ -216,11 +213,11 @@ def check_cache_folder() -> Check:
     from whisper_max_plugin import artifacts
 
     folder = artifacts.cache_dir()
-    refusal = _cannot_write(folder)
+    refusal = environment.cannot_write(folder)
     if refusal is not None:
         remedy = 'export MODULAR_MAX_CACHE_DIR="$HOME/whisper-max-cache"'
         return Check("cache folder", False, f"{folder} cannot be written to: {refusal}", remedy)
-    sizes = {path: size for path in folder.rglob("*") if (size := _file_size(path)) is not None}
+    sizes = {path: size for path in folder.rglob("*") if (size := environment.file_size(path)) is not None}
     graphs = sum(path.suffix == ".mef" for path in sizes)
     entries = "1 entry" if graphs == 1 else f"{graphs} entries"
     return Check("cache folder", True, f"{folder} ({entries}, {sum(sizes.values()) / 1e6:.1f} MB)")
@@ -238,18 +235,18 @@ def check_whisper_command() -> Check:
     if found is None:
         if (here / "whisper").is_file():
             return Check(name, None, f"not on PATH, but in {here}", prepend)
-        return Check(name, False, "not found", _reinstall("openai-whisper"))
+        return Check(name, False, "not found", environment.reinstall("openai-whisper"))
     try:
         script = Path(found).read_bytes().decode("utf-8", "replace")
     except OSError as error:
-        return Check(name, False, f"{found} cannot be read: {error.strerror}", _reinstall("openai-whisper"))
+        return Check(name, False, f"{found} cannot be read: {error.strerror}", environment.reinstall("openai-whisper"))
     upstream = "whisper.transcribe" in script
-    local = _runs_here(Path(found), script)
+    local = environment.runs_here(Path(found), script)
     if upstream and local:
         return Check(name, True, found)
     value = f"{found} runs in another Python environment" if upstream else f"{found} is not openai-whisper's"
     in_the_way = Path(found).parent == here or not (here / "whisper").is_file()
-    return Check(name, False, value, _reinstall("openai-whisper") if in_the_way else prepend)
+    return Check(name, False, value, environment.reinstall("openai-whisper") if in_the_way else prepend)
 
 
 def check_startup_hook() -> Check:
@@ -259,7 +256,11 @@ def check_startup_hook() -> Check:
     if not hooks:
         project = Path(__file__).parents[1]
         is_checkout = (project / "pyproject.toml").is_file()
-        remedy = _install("--editable", str(project)) if is_checkout else _reinstall("whisper-max-plugin")
+        remedy = (
+            environment.install("--editable", str(project))
+            if is_checkout
+            else environment.reinstall("whisper-max-plugin")
+        )
         return Check("start-up hook", False, f"{HOOK_FILE} is in no site folder of this Python", remedy)
     if os.environ.get("WHISPER_MAX_NO_HOOK"):
         value = "switched off by WHISPER_MAX_NO_HOOK"
@@ -289,101 +290,12 @@ def check_backend(backend: Backend) -> Check:
     reason = backend.can_run()
     if reason is True:
         return Check(name, True, f"usable on {', '.join(backend.devices())}")
-    remedies = {"max": _reinstall(f"max=={TESTED_MAX}.*"), "torch": _reinstall("torch")}
+    remedies = {"max": environment.reinstall(f"max=={TESTED_MAX}.*"), "torch": environment.reinstall("torch")}
     return Check(name, False if backend.name in remedies else None, reason, remedies.get(backend.name))
 
 
-# Facts that several checks share
-
-
 def _check_installed(distribution: str) -> Check:
-    version = _version(distribution)
+    version = environment.version(distribution)
     if version is None:
-        return Check(distribution, False, "not installed", _install(distribution))
+        return Check(distribution, False, "not installed", environment.install(distribution))
     return Check(distribution, True, version)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _nvidia_driver_version() -> str | None:
-    """Version of the loaded NVIDIA driver, e.g. "580.65.06"; None without one."""
-    smi = shutil.which("nvidia-smi")
-    text = ""
-    if smi is not None:
-        command = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            text = ""  # an nvidia-smi without a driver behind it fails; the kernel's own file decides
-    if not text:
-        try:
-            text = DRIVER_FILE.read_text()
-        except OSError:
-            return None
-    version = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
-    return version[0] if version else None
-
-
-def _find_cublas() -> str | None:
-    """Path or name of a cuBLAS 12 or 13: in NVIDIA's wheels, in a CUDA toolkit, or known to the loader."""
-    nvidia = importlib.util.find_spec("nvidia")
-    wheels = list(nvidia.submodule_search_locations or []) if nvidia is not None else []
-    patterns = [f"{glob.escape(folder)}/*/lib/libcublas.so.1[23]" for folder in wheels]
-    patterns.append("/usr/local/cuda*/lib64/libcublas.so.1[23]")
-    found = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
-    return found[0] if found else ctypes.util.find_library("cublas")
-
-
-def _cannot_write(folder: Path) -> str | None:
-    """Why no file can be made in `folder`, or in its nearest existing parent; None when one can."""
-    try:
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        # A real file rather than os.access, which says yes to root even on a read-only file system.
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _file_size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None  # another process replaced this cache entry meanwhile
-
-
-def _runs_here(script_path: Path, script: str) -> bool:
-    """Whether a console script belongs to this interpreter: by its folder, or by the Python that it names."""
-    if script_path.resolve().parent == Path(sysconfig.get_path("scripts")).resolve():
-        return True
-    interpreters = re.findall(r"(?m)^(?:#!|'''exec' )\"?([^\"\s]*python[^\"\s]*)", script)
-    return any(Path(python).parent == Path(sys.executable).parent for python in interpreters)
-
-
-def _pip(*arguments: str) -> str:
-    """A command for this environment; uv's environments have no pip of their own."""
-    python = shlex.quote(sys.executable)
-    verb, *rest = arguments
-    quoted = " ".join(shlex.quote(argument) for argument in rest)
-    if importlib.util.find_spec("pip") is None:
-        return f"uv pip {verb} --python {python} {quoted}"
-    return f"{python} -m pip {verb} {quoted}"
-
-
-def _install(*requirements: str) -> str:
-    return _pip("install", *requirements)
-
-
-def _reinstall(requirement: str) -> str:
-    return _pip("install", "--force-reinstall", "--no-deps", requirement)
-
-
-def _uninstall(distribution: str) -> str:
-    flags = [] if importlib.util.find_spec("pip") is None else ["--yes"]
-    return _pip("uninstall", *flags, distribution)
