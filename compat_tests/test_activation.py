@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, startup, upstream
+from whisper_max_plugin import backends, errors, startup, upstream
 from whisper_max_plugin.hookspecs import hookimpl
 
 
@@ -225,7 +225,7 @@ def test_install_takes_max_by_default_and_another_name_replaces_it(whisper, echo
 def test_install_refuses_an_unknown_name_and_stays_off(whisper):
     load_model = whisper.load_model
     with pytest.raises(
-        backends.UnknownBackendError, match=r"unknown backend 'foo'; known backends: .*max.*torch"
+        errors.UnknownBackendError, match=r"unknown backend 'foo'; known backends: .*max.*torch"
     ):
         whisper_max_plugin.install("foo")
     assert not whisper_max_plugin.is_active()
@@ -371,14 +371,14 @@ def test_without_a_backend_upstreams_own_errors_pass_through(whisper):
 
 def test_an_unknown_backend_in_a_call_lists_the_known_ones(whisper, echo):
     whisper_max_plugin.install("echo")
-    with pytest.raises(backends.UnknownBackendError, match="unknown backend 'foo'; known backends: echo, "):
+    with pytest.raises(errors.UnknownBackendError, match="unknown backend 'foo'; known backends: echo, "):
         whisper.load_model("tiny", backend="foo")
 
 
 def test_without_max_the_max_backend_says_how_to_install_it_and_torch_works(whisper, monkeypatch):
     monkeypatch.setattr("whisper_max_plugin.max_backend._engine_is_importable", lambda: False)
     whisper_max_plugin.install()
-    with pytest.raises(backends.BackendUnavailableError, match="MAX is not installed: pip install 'max"):
+    with pytest.raises(errors.BackendUnavailableError, match="MAX is not installed: pip install 'max"):
         whisper.load_model("nonesuch")
     with pytest.raises(RuntimeError, match="Model nonesuch not found"):
         whisper.load_model("nonesuch", backend="torch")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_max_plugin import backends, hookspecs, max_backend
+from whisper_max_plugin import backends, errors, hookspecs, max_backend
 from whisper_max_plugin.hookspecs import hookimpl
 
 
@@ -87,7 +87,7 @@ def test_names_ignore_case_and_surrounding_blanks(name):
 
 @pytest.mark.parametrize("name", ["foo", "", "max2"])
 def test_an_unknown_name_is_one_error_that_lists_the_known_ones(fresh_plugin_manager, name):
-    with pytest.raises(backends.UnknownBackendError) as raised:
+    with pytest.raises(errors.UnknownBackendError) as raised:
         backends.get(name)
     assert str(raised.value) == f"unknown backend {name!r}; known backends: max, torch"
     assert isinstance(raised.value, ValueError)
@@ -142,7 +142,7 @@ def test_max_says_how_to_install_it(monkeypatch, version, reason):
     monkeypatch.setattr(max_backend, "_engine_is_importable", lambda: True)
     assert backends.get("max").can_run() == reason
     assert backends.get("max").devices() == []
-    with pytest.raises(backends.BackendUnavailableError, match="pip install 'max"):
+    with pytest.raises(errors.BackendUnavailableError, match="pip install 'max"):
         backends.get_usable("max")
 
 
@@ -170,7 +170,7 @@ def test_a_plugin_adds_its_backend(register):
     register(EchoBackend())
     assert "Echo" in [backend.name for backend in backends.all_backends()]
     assert backends.get("echo").version() == "1.0"
-    with pytest.raises(backends.UnknownBackendError, match="known backends: echo, max, torch"):
+    with pytest.raises(errors.UnknownBackendError, match="known backends: echo, max, torch"):
         backends.get("foo")
 
 
@@ -181,7 +181,7 @@ def test_a_backend_that_cannot_run_is_listed_and_refused_with_its_reason(registe
 
     register(NeedsHardware())
     assert backends.get("echo").can_run() == "no such accelerator: buy one"
-    with pytest.raises(backends.BackendUnavailableError, match=r"^no such accelerator: buy one$"):
+    with pytest.raises(errors.BackendUnavailableError, match=r"^no such accelerator: buy one$"):
         backends.get_usable("echo")
 
 
@@ -223,7 +223,7 @@ def test_an_entry_point_that_cannot_be_loaded_is_an_unusable_backend(
     assert broken.can_run().endswith("update or uninstall echo-whisper")
     assert (broken.version(), broken.devices()) == (None, [])
     assert {"max", "torch"} <= {backend.name for backend in backends.all_backends()}
-    with pytest.raises(backends.BackendUnavailableError, match="cannot be loaded"):
+    with pytest.raises(errors.BackendUnavailableError, match="cannot be loaded"):
         broken.load_model("tiny", None, None, False, upstream_load_model=print)
 
 

@@ -14,17 +14,10 @@ import pytest
 import whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, doctor, model, startup
+from whisper_max_plugin import backends, doctor, errors, model, startup
 from whisper_max_plugin.cli import main
 
 TINY = whisper.model.ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
-
-
-class PackageError(RuntimeError):
-    """Looks like an error that this package raises."""
-
-
-PackageError.__module__ = "whisper_max_plugin.checkpoint"
 
 
 def run(*arguments, code=0):
@@ -73,7 +66,7 @@ def recorded_backends(monkeypatch, tmp_path):
     def recorder(name):
         def load_model(*_arguments, **_options):
             used.append(name)
-            raise PackageError("stop here")
+            raise errors.CheckpointError("stop here")
 
         backend = backends.BrokenBackend(name, "")
         monkeypatch.setattr(backend, "can_run", lambda: True)
@@ -248,9 +241,9 @@ def warmups(monkeypatch):
     def warmup(name, device=None):
         calls.append((name, device))
         if name == "base":
-            raise PackageError("base has no encoder: download it again")
+            raise errors.CheckpointError("base has no encoder: download it again")
         if name == "tinny":
-            raise model.UnknownModelError("no model 'tinny': give the path of a checkpoint, or one of tiny")
+            raise errors.UnknownModelError("no model 'tinny': give the path of a checkpoint, or one of tiny")
         return model.WarmupResult(name, TINY, seconds=75.25, cached=False)
 
     monkeypatch.setattr(model, "warmup", warmup)
@@ -302,9 +295,9 @@ def test_warmup_without_max_says_how_to_install_it(warmups, capsys, monkeypatch)
 @pytest.mark.parametrize(
     "error",
     [
-        backends.UnknownBackendError("say max"),
-        backends.BackendUnavailableError("say max"),
-        PackageError("say max"),
+        errors.UnknownBackendError("say max"),
+        errors.BackendUnavailableError("say max"),
+        errors.CheckpointError("say max"),
     ],
 )
 def test_known_errors_are_one_sentence_without_a_traceback(monkeypatch, capsys, error):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import pluggy
 
 from whisper_max_plugin import hookspecs, max_backend, torch_backend
+from whisper_max_plugin.errors import BackendUnavailableError, UnknownBackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +23,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "torch"
 VARIABLE = "WHISPER_BACKEND"
-
-
-class UnknownBackendError(ValueError):
-    """No registered backend has this name."""
-
-
-class BackendUnavailableError(RuntimeError):
-    """The backend is registered and cannot run here; the message is its reason."""
 
 
 class Backend(Protocol):

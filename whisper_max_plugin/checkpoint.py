@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint, or a model's state, cannot be used as it is."""
+from .errors import CheckpointError
 
 
 def check_file(path: str | Path) -> ModelDimensions:
@@ -121,7 +119,7 @@ def _load_mapped(path: Path) -> Any:
                 raise CheckpointError(f"{path} is damaged in {damaged}: download or save it again")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported global" in str(error):
+        if "GLOBAL" in str(error):  # the opcode that names a class or a function
             raise CheckpointError(
                 f"{path} is refused because it holds Python objects other than tensors, and loading those can run "
                 "code: save a dict of plain 'dims' and 'model_state_dict' instead"

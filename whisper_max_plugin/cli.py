@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
+from whisper_max_plugin.errors import WhisperMaxError
 
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor import Check
@@ -48,9 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         # The reader (`head`, say) has gone; without this the interpreter complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except (RuntimeError, ValueError) as error:
-        if not _is_ours(error):
-            raise
+    except WhisperMaxError as error:
         _print_error(error)
         return EXIT_ERROR
 
@@ -170,9 +169,7 @@ def warmup(names: Sequence[str], *, device: str | None) -> int:
     for name in names:
         try:
             result = model.warmup(name, device=device)
-        except (RuntimeError, ValueError) as error:
-            if not _is_ours(error):
-                raise
+        except WhisperMaxError as error:
             _print_error(error)
             code = EXIT_ERROR
             continue
@@ -197,11 +194,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return ["  ".join(row).rstrip() for row in padded]
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether an error's class is this package's: those say in one sentence what to do."""
-    return any(cls.__module__.partition(".")[0] == "whisper_max_plugin" for cls in type(error).__mro__)
 
 
 def _print_error(message: object) -> None:

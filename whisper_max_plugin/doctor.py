@@ -271,13 +271,14 @@ def check_startup_hook() -> Check:
 def check_whisper_backend_variable() -> Check:
     """WHISPER_BACKEND, when set, names a backend that can run."""
     from whisper_max_plugin import backends
+    from whisper_max_plugin.errors import UnknownBackendError
 
     value = os.environ.get("WHISPER_BACKEND", "").strip()
     if not value:
         return Check("WHISPER_BACKEND", None, "not set")
     try:
         reason = backends.get(value).can_run()
-    except backends.UnknownBackendError as error:
+    except UnknownBackendError as error:
         return Check("WHISPER_BACKEND", False, str(error), "export WHISPER_BACKEND=max")
     if reason is True:
         return Check("WHISPER_BACKEND", True, value)

@@ -15,18 +15,11 @@ from whisper.model import ModelDimensions, Whisper
 from . import artifacts, checkpoint
 from .decoding import decode as decode_function
 from .engine import DEVICE, PRECISION, compile_graphs
+from .errors import DeviceError, UnknownModelError
 from .kv_cache import KVCache
 from .modules import MaxAudioEncoder, MaxCrossAttention, MaxTextDecoder
 from .runtime import Runtime
 from .sizes import OFFICIAL_DIMS
-
-
-class DeviceError(ValueError):
-    """A device was asked for that graphs do not run on."""
-
-
-class UnknownModelError(ValueError):
-    """A name is neither an official model's nor a file's."""
 
 
 class MaxWhisper(Whisper):

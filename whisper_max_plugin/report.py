@@ -8,11 +8,9 @@ import threading
 from collections import Counter
 from typing import Any
 
+from .errors import FallbackError
+
 logger = logging.getLogger(__name__)
-
-
-class FallbackError(RuntimeError):
-    """A graph could not serve a call, and ``WHISPER_MAX_STRICT=1`` forbids falling back to torch."""
 
 
 class Report:

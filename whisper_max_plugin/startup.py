@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
-    from types import ModuleType
+    from types import ModuleType, TracebackType
 
 WHISPER_COMMANDS = ("whisper", "whisper.exe")
 WHISPER_MODULES = ("whisper", "whisper.transcribe")
@@ -96,6 +96,7 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: object) -> object
     import argparse
 
     from whisper_max_plugin import backends, upstream
+    from whisper_max_plugin.errors import WhisperMaxError
 
     global command_line_backend
     known = ", ".join(backend.name for backend in backends.all_backends())
@@ -109,9 +110,25 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: object) -> object
     command_line_backend = vars(arguments).pop("backend", None)
     try:
         backends.get_usable(upstream.current_backend())
-    except (backends.UnknownBackendError, backends.BackendUnavailableError) as error:
+    except WhisperMaxError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    _print_own_errors_without_traceback(parser.prog)
     return arguments
+
+
+def _print_own_errors_without_traceback(program: str) -> None:
+    """Let the command end with one line where loading the model raises one of this package's errors."""
+    from whisper_max_plugin.errors import WhisperMaxError
+
+    previous = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, WhisperMaxError):
+            sys.stderr.write(f"{program}: error: {error}\n")
+        else:
+            previous(kind, error, traceback)
+
+    sys.excepthook = excepthook
 
 
 def when_imported(name: str, callback: Callable[[ModuleType], object]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin import startup
+from whisper_max_plugin.errors import UnsupportedWhisperError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +32,6 @@ BACKEND_DOCUMENTATION = """
     backend : str
         what runs the model: "max", "torch" or any registered backend; by default the one that is switched on
 """
-
-
-class UnsupportedWhisperError(RuntimeError):
-    """The imported whisper lacks what this plugin patches."""
 
 
 @dataclass

@@ -1,0 +1,35 @@
+"""Every error of this package: each message is one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class WhisperMaxError(Exception):
+    """Base of the package's errors; commands print its message without a traceback."""
+
+
+class UnknownBackendError(WhisperMaxError, ValueError):
+    """No registered backend has this name."""
+
+
+class BackendUnavailableError(WhisperMaxError, RuntimeError):
+    """The backend is registered and cannot run here; the message is its reason."""
+
+
+class UnsupportedWhisperError(WhisperMaxError, RuntimeError):
+    """The imported whisper lacks what this plugin patches."""
+
+
+class UnknownModelError(WhisperMaxError, ValueError):
+    """A name is neither an official model's nor a file's."""
+
+
+class DeviceError(WhisperMaxError, ValueError):
+    """A device was asked for that graphs do not run on."""
+
+
+class CheckpointError(WhisperMaxError, RuntimeError):
+    """A checkpoint, or a model's state, cannot be used as it is."""
+
+
+class FallbackError(WhisperMaxError, RuntimeError):
+    """A graph could not serve a call, and ``WHISPER_MAX_STRICT=1`` forbids falling back to torch."""
