@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from inspect import signature
-from itertools import pairwise
 from typing import Any
 
 import pytest
-import torch
 import whisper
 from torch import Tensor
-from whisper.decoding import ApplyTimestampRules, BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask
+from whisper.decoding import DecodingOptions, DecodingResult
 
 RELATIVE_ERROR = 1e-4  # of the largest magnitude: encoder output and logits
 PROBABILITY_ERROR = 1e-3  # of probabilities and of mean log-probabilities
 WORD_TIME_ERROR = 0.02  # seconds: one frame of the encoder's output
-CLOSE_CALL = 1e-3  # a difference of log-probabilities that float32 noise may turn round
 
 EXACT_OF_A_SEGMENT = ("id", "seek", "start", "end", "text", "tokens", "temperature", "compression_ratio")
 
@@ -79,93 +75,15 @@ def assert_same_decoding(actual: DecodingResult, expected: DecodingResult) -> No
     assert_close(actual.audio_features, expected.audio_features)
 
 
+def assert_same_decodings(actual: Sequence[DecodingResult], expected: Sequence[DecodingResult]) -> None:
+    """The results of two batches are equal, see `assert_same_decoding`."""
+    assert len(actual) == len(expected)
+    for result, wanted in zip(actual, expected, strict=True):
+        assert_same_decoding(result, wanted)
+
+
 def skip_unless_upstream_knows(options: dict[str, Any]) -> None:
     """Skip a test of options of `transcribe()` that the installed upstream does not have yet."""
     known = signature(whisper.transcribe).parameters.keys() | {field.name for field in fields(DecodingOptions)}
     if unknown := options.keys() - known:
         pytest.skip(f"this version of openai-whisper has no {', '.join(sorted(unknown))}")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a decoding loop.
-
-    Attributes
-    ----------
-    tokens : what the sequences were before, shape = (batch, n_tokens)
-    logits : of the next token, before filters, shape = (batch, n_vocab)
-    margin : how far, in log-probability, the step was from deciding otherwise
-    """
-
-    tokens: Tensor
-    logits: Tensor
-    margin: float
-
-
-@contextmanager
-def recorded_steps(task: DecodingTask) -> Iterator[list[Step]]:
-    """Yield the list that receives each step of `task`."""
-    steps: list[Step] = []
-    infer: Callable[..., Any] = task.inference.logits
-    update: Callable[..., Any] = task.decoder.update
-    latest: list[Tensor] = []
-
-    def logits(tokens: Tensor, audio_features: Tensor) -> Any:
-        result = infer(tokens, audio_features)
-        latest[:] = [result[:, -1].clone()]
-        return result
-
-    def updated(tokens: Tensor, filtered: Tensor, sum_logprobs: Tensor) -> Any:
-        margin = min(_margin_of_rules(task, tokens, latest[0]), _margin_of_choice(task, tokens, filtered, sum_logprobs))
-        steps.append(Step(tokens.clone(), latest[0], margin))
-        return update(tokens, filtered, sum_logprobs)
-
-    task.inference.logits, task.decoder.update = logits, updated  # type: ignore[method-assign]
-    yield steps
-    del task.inference.logits, task.decoder.update
-
-
-def assert_same_steps(actual: Sequence[Step], expected: Sequence[Step]) -> bool:
-    """Two decoding loops saw the same logits and chose the same tokens; return whether they did so to the end.
-
-    They may part after a close call, where noise decides between two tokens. Up to there the logits are compared.
-    """
-    for index, (step, wanted) in enumerate(zip(actual, expected, strict=False)):
-        if not torch.equal(step.tokens, wanted.tokens):
-            margin = expected[index - 1].margin
-            assert index > 0, "the loops start from different tokens"
-            assert margin < CLOSE_CALL, f"step {index - 1} chose otherwise, with a margin of {margin:.1e}"
-            return False
-        assert_close(step.logits, wanted.logits)
-    assert len(actual) == len(expected)
-    return True
-
-
-def _margin_of_choice(task: DecodingTask, tokens: Tensor, filtered: Tensor, sum_logprobs: Tensor) -> float:
-    """Return the least difference between neighbours in the ranking from which greedy or beam search chooses."""
-    beam_size = task.decoder.beam_size if isinstance(task.decoder, BeamSearchDecoder) else None
-    group = beam_size or 1
-    values, ids = filtered.float().log_softmax(dim=-1).topk(group + 1)
-    margin = float("inf")
-    for first in range(0, len(tokens), group):
-        scores = {  # by sequence, since all beams of the first step are the same one
-            (*tokens[row].tolist(), int(token)): float(value + (sum_logprobs[row] if beam_size else 0))
-            for row in range(first, first + group)
-            for value, token in zip(values[row], ids[row], strict=True)
-        }
-        ranking = sorted(scores.values(), reverse=True)[: 2 * group]
-        margin = min(margin, *(a - b for a, b in pairwise(ranking)))
-    return margin
-
-
-def _margin_of_rules(task: DecodingTask, tokens: Tensor, logits: Tensor) -> float:
-    """Return the least difference at which the timestamp rules choose between a timestamp and text."""
-    if not any(isinstance(rule, ApplyTimestampRules) for rule in task.logit_filters):
-        return float("inf")
-    logits = logits.clone()
-    for rule in task.logit_filters[:-1]:
-        rule.apply(logits, tokens)
-    text = logits[:, : task.tokenizer.timestamp_begin].max(dim=-1).values
-    task.logit_filters[-1].apply(logits, tokens)
-    timestamps = logits[:, task.tokenizer.timestamp_begin :].logsumexp(dim=-1)
-    return float((timestamps - text).abs().min())

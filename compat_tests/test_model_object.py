@@ -126,11 +126,11 @@ def test_loading_other_weights(pair: Pair, tmp_path: Path, kwargs: dict[str, boo
 
 def test_loading_a_state_that_does_not_fit_is_torchs_error(nano: Pair) -> None:
     state = {name: x for name, x in nano.torch.state_dict().items() if name != "decoder.ln.bias"}
-    errors = [
-        error_of(lambda: model.load_state_dict({**state, "decoder.extra": MEL})) for model in (nano.max, nano.torch)
-    ]
-    assert type(errors[0]) is type(errors[1])
-    assert str(errors[0]).replace("MaxWhisper", "Whisper") == str(errors[1])  # torch names the class
+    state["decoder.extra"] = MEL
+    ours = error_of(lambda: nano.max.load_state_dict(state))
+    theirs = error_of(lambda: nano.torch.load_state_dict(state))
+    assert type(ours) is type(theirs)
+    assert str(ours).replace("MaxWhisper", "Whisper") == str(theirs)  # torch names the class
     assert_same_passes(nano.max, nano.torch)
 
 
@@ -220,6 +220,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("parent", "child"), [("decoder.blocks.0.mlp", "0"), ("encoder.blocks.1.attn", "query"), ("encoder", "conv2")]
 )
+@pytest.mark.falls_back  # the part with the wrapped module; the other part then finds that tensors are missing
 def test_a_wrapped_module_is_refused_by_the_names_of_its_tensors(pair: Pair, parent: str, child: str) -> None:
     pair.max(MEL, TOKENS)
     holder = pair.max.get_submodule(parent)

@@ -14,6 +14,7 @@ from whisper_max_plugin.decoding import MaxInference
 
 from .compare import assert_close
 from .conftest import Pair
+from .inputs import random_mel, random_tokens
 
 N_STEPS = 30
 N_BEAM, N_BEAM_PROMPT, N_BEAM_STEPS = 5, 3, 10
@@ -34,47 +35,36 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return pair
 
 
-def random_mel(pair: Pair, n_audio: int, seed: int = 0) -> Tensor:
-    """A seeded mel spectrogram, shape = (n_audio, n_mels, 3000), within the range of real ones."""
-    shape = (n_audio, pair.torch.dims.n_mels, 2 * pair.torch.dims.n_audio_ctx)
-    return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
-
-
-def random_tokens(pair: Pair, *shape: int, seed: int = 0) -> Tensor:
-    """Seeded tokens from the whole vocabulary."""
-    return torch.randint(pair.torch.dims.n_vocab, shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("n_audio", BATCH_SIZES)
 def test_encoder_output(pair: Pair, n_audio: int) -> None:
-    mel = random_mel(pair, n_audio)
+    mel = random_mel(pair.torch.dims, n_audio)
     assert_close(pair.max.embed_audio(mel), pair.torch.embed_audio(mel))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4, 40, 228, 448])
 def test_logits_of_a_whole_prompt(pair: Pair, n_tokens: int) -> None:
-    audio_features = pair.torch.embed_audio(random_mel(pair, 1))
-    tokens = random_tokens(pair, 1, n_tokens)
+    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, 1))
+    tokens = random_tokens(pair.torch.dims, 1, n_tokens)
     assert_close(pair.max.logits(tokens, audio_features), pair.torch.logits(tokens, audio_features))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4, 40])
 def test_logits_of_three_windows(pair: Pair, n_tokens: int) -> None:
-    audio_features = pair.torch.embed_audio(random_mel(pair, 3))
-    tokens = random_tokens(pair, 3, n_tokens)
+    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, 3))
+    tokens = random_tokens(pair.torch.dims, 3, n_tokens)
     assert_close(pair.max.logits(tokens, audio_features), pair.torch.logits(tokens, audio_features))
 
 
 def test_the_model_called_with_mel_and_tokens(pair: Pair) -> None:
-    mel, tokens = random_mel(pair, 2), random_tokens(pair, 2, 7)
+    mel, tokens = random_mel(pair.torch.dims, 2), random_tokens(pair.torch.dims, 2, 7)
     assert_close(pair.max(mel, tokens), pair.torch(mel, tokens))
 
 
 @pytest.mark.parametrize("n_audio", BATCH_SIZES)
 def test_thirty_steps_after_a_prompt(pair: Pair, n_audio: int) -> None:
     n_prompt = 4
-    audio_features = pair.torch.embed_audio(random_mel(pair, n_audio))
-    tokens = random_tokens(pair, n_audio, n_prompt + N_STEPS)
+    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, n_audio))
+    tokens = random_tokens(pair.torch.dims, n_audio, n_prompt + N_STEPS)
     actual = MaxInference(pair.max, n_prompt, sot_index=1, n_group=1)
     with running(PyTorchInference(pair.torch, n_prompt)) as expected, running(actual):
         logits = actual.logits(tokens[:, :n_prompt], audio_features)
@@ -89,13 +79,13 @@ def test_thirty_steps_after_a_prompt(pair: Pair, n_audio: int) -> None:
 def test_beams_that_change_places(pair: Pair) -> None:
     """Five beams of one window, which upstream broadcasts to them."""
     actual = MaxInference(pair.max, N_BEAM_PROMPT, sot_index=0, n_group=N_BEAM)
-    compare_beams(pair, actual, pair.torch.embed_audio(random_mel(pair, 1)))
+    compare_beams(pair, actual, pair.torch.embed_audio(random_mel(pair.torch.dims, 1)))
 
 
 @pytest.mark.parametrize("n_audio", [1, 2])
 def test_beams_reordered_through_the_cache_mapping(pair: Pair, n_audio: int) -> None:
     """Upstream's own PyTorchInference runs the accelerated model, each beam with its window's features."""
-    audio_features = pair.torch.embed_audio(random_mel(pair, n_audio)).repeat_interleave(N_BEAM, dim=0)
+    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, n_audio)).repeat_interleave(N_BEAM, dim=0)
     compare_beams(pair, PyTorchInference(pair.max, N_BEAM_PROMPT), audio_features)
 
 
@@ -103,7 +93,7 @@ def compare_beams(pair: Pair, actual: Inference, audio_features: Tensor) -> None
     """Step `actual` and upstream's inference of the reference, reordering the beams after each step."""
     n_audio = max(1, len(audio_features) // N_BEAM)
     generator = torch.Generator().manual_seed(1)
-    tokens = random_tokens(pair, n_audio, N_BEAM_PROMPT).repeat_interleave(N_BEAM, dim=0)
+    tokens = random_tokens(pair.torch.dims, n_audio, N_BEAM_PROMPT).repeat_interleave(N_BEAM, dim=0)
     with running(PyTorchInference(pair.torch, N_BEAM_PROMPT)) as expected, running(actual):
         for step in range(N_BEAM_STEPS):
             logits, wanted = actual.logits(tokens, audio_features), expected.logits(tokens, audio_features)
@@ -113,7 +103,7 @@ def compare_beams(pair: Pair, actual: Inference, audio_features: Tensor) -> None
             sources = (sources + N_BEAM * torch.arange(n_audio)[:, None]).flatten().tolist()
             for inference in (actual, expected):
                 inference.rearrange_kv_cache(sources)
-            tokens = torch.cat([tokens[sources], random_tokens(pair, len(tokens), 1, seed=step)], dim=1)
+            tokens = torch.cat([tokens[sources], random_tokens(pair.torch.dims, len(tokens), 1, seed=step)], dim=1)
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def test_upstream_transcribes_the_sample_without_an_error(upstream: Whisper) -> 
     assert result["language"] == "en"
     assert result["text"].strip() == data.reference_text(data.SAMPLE)
     for segment, sentence in zip(result["segments"], data.reference(data.SAMPLE), strict=True):
-        assert abs(segment["start"] - sentence.start) < 0.3
-        assert abs(segment["end"] - sentence.end) < 0.3
+        assert abs(segment["start"] - sentence.start) < 0.4
+        assert abs(segment["end"] - sentence.end) < 0.4
 
 
 @pytest.mark.parametrize(("sample", "language"), [(data.SAMPLE_ES, "es"), (data.SAMPLE_DE, "de")])

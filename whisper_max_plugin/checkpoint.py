@@ -33,17 +33,34 @@ def check_file(path: str | Path) -> ModelDimensions:
         raise CheckpointError(
             f"{path} is not a Whisper checkpoint: it should be a dict with the keys 'dims' and 'model_state_dict'"
         )
-    dims, state = checkpoint["dims"], checkpoint["model_state_dict"]
-    expected = {field.name for field in fields(ModelDimensions)}
-    if not isinstance(dims, dict) or dims.keys() != expected or not all(type(n) is int for n in dims.values()):
-        raise CheckpointError(
-            f"{path} has malformed 'dims': they should be integers named {', '.join(sorted(expected))}"
-        )
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    dims = _checked_dims(checkpoint["dims"], path)
+    state = checkpoint["model_state_dict"]
+    if not isinstance(state, dict):
         raise CheckpointError(f"{path} has a malformed 'model_state_dict': it should map names to tensors")
-    model_dims = ModelDimensions(**dims)
-    check_state(model_dims, state, source=str(path))
-    return model_dims
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path} has no tensor but a {type(tensor).__name__} as {name!r}")
+    check_state(dims, state, source=str(path))
+    return dims
+
+
+def _checked_dims(dims: Any, path: str | Path) -> ModelDimensions:
+    """Return `dims` as `ModelDimensions`, if they are positive integers that make a model."""
+    names = [field.name for field in fields(ModelDimensions)]
+    if (
+        not isinstance(dims, dict)
+        or dims.keys() != set(names)
+        or any(type(n) is not int or n < 1 for n in dims.values())
+    ):
+        raise CheckpointError(f"{path} has malformed 'dims': they should be positive integers named {', '.join(names)}")
+    checked = ModelDimensions(**dims)
+    for part, n_state, n_head in (
+        ("audio", checked.n_audio_state, checked.n_audio_head),
+        ("text", checked.n_text_state, checked.n_text_head),
+    ):
+        if n_state % n_head:
+            raise CheckpointError(f"{path} has malformed 'dims': {n_head} heads do not divide n_{part}_state {n_state}")
+    return checked
 
 
 def check_state(dims: ModelDimensions, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -125,7 +142,7 @@ def _load_mapped(path: Path) -> Any:
                 "code: save a dict of plain 'dims' and 'model_state_dict' instead"
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint that torch can read: download or save it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint: download or save it again") from error

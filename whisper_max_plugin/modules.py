@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import whisper.model
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
 from .engine import CrossKV, DecoderOutput, Engine
+from .graphs.layers import LAYER_NORM_EPS
 from .kv_cache import KVCache
 from .report import REPORT
 from .runtime import Runtime
@@ -32,12 +34,12 @@ class MaxAudioEncoder(AudioEncoder):
             if the spectrogram holds NaN or infinite values
         """
         dims = self.runtime.dims
-        if x.shape[1:] != (dims.n_mels, 2 * dims.n_audio_ctx) or not x.is_floating_point():
-            return super().forward(x)  # raises upstream's own error
+        if x.shape[1:] != (dims.n_mels, 2 * dims.n_audio_ctx) or x.shape[0] == 0 or not x.is_floating_point():
+            return _upstreams_error(super().forward, x)
         if not torch.isfinite(x).all():
             raise ValueError("the mel spectrogram holds NaN or infinite values: check the audio samples")
-        if hooked := hooked_modules(self):
-            REPORT.fallback(f"forward hooks on encoder modules that graphs do not compute: {_summary(hooked)}")
+        if foreign := foreign_modules(self):
+            REPORT.fallback(f"encoder modules with hooks or changes that graphs do not follow: {_summary(foreign)}")
             return super().forward(x)
         features = self.runtime.encode(_to_host(x))
         return features.to(x.device, x.dtype)
@@ -93,9 +95,11 @@ class MaxTextDecoder(TextDecoder):
         IndexError
             if a token is not in the vocabulary
         """
-        if (reason := self._unsupported(x, xa, kv_cache)) is not None:
-            logits = self._forward_torch(x, xa, kv_cache)  # raises upstream's own error if the input is wrong
+        if not self._is_sound(x, xa, kv_cache):
+            return _upstreams_error(self._forward_torch, x, xa, kv_cache)
+        if (reason := self._unsupported(kv_cache)) is not None:
             REPORT.fallback(reason)
+            logits = self._forward_torch(x, xa, kv_cache)
             return logits if rows is None else logits[:, list(rows)]
 
         cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self)
@@ -113,25 +117,24 @@ class MaxTextDecoder(TextDecoder):
         self._run_cross_attention_hooks(output, xa, cache, engine, cross_kv)
         return output.logits.to(xa.device)
 
-    def _unsupported(self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None) -> str | None:
-        """Return why graphs cannot serve this call, or None."""
+    def _is_sound(self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None) -> bool:
+        """Tell whether shapes, types and values are such that upstream's code would not fail on them."""
         dims = self.runtime.dims
-        if xa.shape[1:] != (dims.n_audio_ctx, dims.n_audio_state) or x.ndim != 2:
-            return "decoder input of another shape than (batch, tokens) and (batch, n_audio_ctx, n_audio_state)"
-        if xa.shape[0] not in (1, x.shape[0]) and x.shape[0] != 1:
-            return "as many token sequences as audio windows are needed, or one of either"
-        if x.is_floating_point() or x.numel() == 0:
-            return "tokens that are not integers, or none"
+        if x.ndim != 2 or x.numel() == 0 or x.dtype not in (torch.int64, torch.int32):
+            return False
+        if xa.shape[1:] != (dims.n_audio_ctx, dims.n_audio_state) or not xa.is_floating_point():
+            return False
+        if xa.shape[0] not in (1, x.shape[0]) and (x.shape[0] != 1 or xa.shape[0] == 0):
+            return False
+        n_filled = kv_cache.n_filled if isinstance(kv_cache, KVCache) else 0
+        return n_filled + x.shape[1] <= dims.n_text_ctx and int(x.min()) >= 0 and int(x.max()) < dims.n_vocab
+
+    def _unsupported(self, kv_cache: Mapping[nn.Module, Tensor] | None) -> str | None:
+        """Return why graphs cannot serve this call, or None."""
         if kv_cache and not isinstance(kv_cache, KVCache):
             return "a kv_cache that this model's install_kv_cache_hooks did not make"
-        offset = kv_cache.n_filled if isinstance(kv_cache, KVCache) else 0
-        if offset + x.shape[1] > dims.n_text_ctx:
-            return "more tokens than n_text_ctx"
-        if int(x.min()) < 0 or int(x.max()) >= dims.n_vocab:
-            return "tokens outside the vocabulary"
-        hooked = hooked_modules(self, forward_hooks_allowed_on=MaxCrossAttention)
-        if hooked:
-            return f"forward hooks on decoder modules that graphs do not compute: {_summary(hooked)}"
+        if foreign := foreign_modules(self):
+            return f"decoder modules with hooks or changes that graphs do not follow: {_summary(foreign)}"
         return None
 
     def _run_cross_attention_hooks(
@@ -144,10 +147,11 @@ class MaxTextDecoder(TextDecoder):
                 continue
             x, out = output.cross_attn_inputs[layer], output.cross_attn_outputs[layer]
             qk = engine.cross_scores(layer, x, cross_kv).to(xa.device) if _returns_scores() else None
-            cross_attn.computed = (out.to(xa.device, xa.dtype), qk)
+            out = out.to(xa.device, xa.dtype)
+            cross_attn.computed, version = (out, qk), out._version
             try:
                 result = cross_attn(x.to(xa.device, xa.dtype), xa, kv_cache=cache)
-                if result is not cross_attn.computed:
+                if result is not cross_attn.computed or out._version != version:
                     raise RuntimeError(
                         f"a forward hook on decoder.blocks.{layer}.cross_attn replaced the output, which a compiled "
                         'graph cannot take: load the model with backend="torch"'
@@ -170,18 +174,49 @@ class MaxTextDecoder(TextDecoder):
         return logits
 
 
-def hooked_modules(root: nn.Module, forward_hooks_allowed_on: type[nn.Module] | None = None) -> list[str]:
-    """Return the names of the modules inside `root` whose hooks would be skipped by a graph."""
-    names = []
-    for name, module in root.named_modules():
-        if module is root:
-            continue  # its own hooks run in any case
-        forward_hooks = module._forward_hooks
-        if forward_hooks_allowed_on is not None and isinstance(module, forward_hooks_allowed_on):
-            forward_hooks = None
-        if forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            names.append(name)
-    return names
+# what upstream builds encoder and decoder from; graphs compute these, with their default settings
+_UPSTREAMS_MODULES = (
+    whisper.model.ResidualAttentionBlock,
+    MultiHeadAttention,
+    MaxCrossAttention,
+    whisper.model.LayerNorm,
+    whisper.model.Linear,
+    whisper.model.Conv1d,
+    nn.Embedding,
+    nn.GELU,
+    nn.Sequential,
+    nn.ModuleList,
+)
+
+
+def foreign_modules(root: nn.Module) -> list[str]:
+    """Return the names of the modules inside `root` that a graph would not do justice to.
+
+    These are modules with hooks, except the forward hooks of cross-attention, which are run; modules of another class
+    than upstream's; and modules with a `forward` or a setting of their own. Hooks on `root` run in any case.
+    """
+    return [name for name, module in root.named_modules() if module is not root and _is_foreign(module)]
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    hooks_run = isinstance(module, MaxCrossAttention)
+    return bool(
+        (module._forward_hooks and not hooks_run)
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or type(module) not in _UPSTREAMS_MODULES
+        or "forward" in vars(module)
+        or (isinstance(module, nn.LayerNorm) and module.eps != LAYER_NORM_EPS)
+        or (isinstance(module, nn.GELU) and module.approximate != "none")
+    )
+
+
+def _upstreams_error(forward: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Let upstream's own code refuse an input; should it accept it after all, that was a fallback."""
+    result = forward(*args)
+    REPORT.fallback("input of a shape or type that graphs do not take")
+    return result
 
 
 def _returns_scores() -> bool:

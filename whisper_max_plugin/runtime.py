@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Runtime:
     def _forget(self) -> None:
         self._lock = threading.RLock()
         self._engine: Engine | None = None
-        self._fingerprint: tuple[tuple[str, int, int], ...] = ()
+        self._fingerprint: _Fingerprint | None = None
         self._encoded: _Computed | None = None
         self._projected: _Computed | None = None
 
@@ -56,8 +57,8 @@ class Runtime:
     def engine(self) -> Engine:
         """Return the engine that computes with the model's current parameters.
 
-        Parameters that were replaced or written to since (``load_state_dict``, ``half()``, an optimiser's step)
-        are bound anew, so that graphs never compute with weights that the model no longer has.
+        Parameters that were replaced or written to since (``load_state_dict``, ``half()``, ``p.data.copy_()``) are
+        bound anew, so that graphs never compute with weights that the model no longer has.
 
         Raises
         ------
@@ -68,7 +69,7 @@ class Runtime:
         """
         with self._lock:
             state = self._state()
-            fingerprint = tuple((name, x.data_ptr(), _version(x)) for name, x in state.items())
+            fingerprint = _Fingerprint(state)
             if self._engine is None or fingerprint != self._fingerprint:
                 self._engine = Engine(self.dims, state)
                 self._fingerprint = fingerprint
@@ -103,6 +104,23 @@ class Runtime:
             return cross_kv
 
 
-def _version(tensor: Tensor) -> int:
-    """A number that grows with each write in place; tensors of inference mode cannot be written to outside it."""
-    return 0 if tensor.is_inference() else tensor._version
+class _Fingerprint:
+    """Tells whether a model's tensors are still what they were.
+
+    Writes in place are seen by torch's version counters, except those through ``.data``; for these a few values of each
+    tensor are compared, since to compare all would take a tenth of an encoder run.
+    """
+
+    SAMPLES = 16  # of each tensor, evenly spread
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._identity = [(name, x.data_ptr(), 0 if x.is_inference() else x._version) for name, x in state.items()]
+        flat = [x.detach().reshape(-1) for x in state.values()]
+        self._values = torch.cat([x[:: max(1, x.numel() // self.SAMPLES)].to("cpu", torch.float32) for x in flat])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Fingerprint):
+            return NotImplemented
+        return self._identity == other._identity and torch.equal(self._values, other._values)
+
+    __hash__ = None  # type: ignore[assignment]
