@@ -36,6 +36,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._spare: dict[nn.Module, Tensor] = {}  # what a reorder copies into, before the two swap
         self._n_filled: dict[nn.Module, int] = {}
         self.engine: Engine | None = None  # what computed the entries, from the first pass on
+        self.checked_modules: list[nn.Module] = []  # the decoder's, once they were found to be upstream's
         self._cross: dict[nn.Module, Buffer] = {}  # (n_audio, n_head, n_audio_ctx, head_dim)
         self.update(entries or {})
 

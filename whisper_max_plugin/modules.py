@@ -38,8 +38,8 @@ class MaxAudioEncoder(AudioEncoder):
             return _upstreams_error(super().forward, x)
         if not torch.isfinite(x).all():
             raise ValueError("the mel spectrogram holds NaN or infinite values: check the audio samples")
-        if foreign := foreign_modules(self):
-            REPORT.fallback(f"encoder modules with hooks or changes that graphs do not follow: {_summary(foreign)}")
+        if (reason := _why_foreign(self, "encoder")) is not None:
+            REPORT.fallback(reason)
             return super().forward(x)
         features = self.runtime.encode(_to_host(x))
         return features.to(x.device, x.dtype)
@@ -133,9 +133,13 @@ class MaxTextDecoder(TextDecoder):
         """Return why graphs cannot serve this call, or None."""
         if kv_cache and not isinstance(kv_cache, KVCache):
             return "a kv_cache that this model's install_kv_cache_hooks did not make"
-        if foreign := foreign_modules(self):
-            return f"decoder modules with hooks or changes that graphs do not follow: {_summary(foreign)}"
-        return None
+        checked = kv_cache.checked_modules if isinstance(kv_cache, KVCache) else []
+        if checked and not any(map(_has_hooks, checked)):
+            return None  # a step behind a pass that looked at everything; only hooks may have come since
+        reason = _why_foreign(self, "decoder")
+        if reason is None and isinstance(kv_cache, KVCache):
+            kv_cache.checked_modules = list(self.modules())[1:]
+        return reason
 
     def _run_cross_attention_hooks(
         self, output: DecoderOutput, xa: Tensor, cache: KVCache, engine: Engine, cross_kv: CrossKV
@@ -175,7 +179,7 @@ class MaxTextDecoder(TextDecoder):
 
 
 # what upstream builds encoder and decoder from; graphs compute these, with their default settings
-_UPSTREAMS_MODULES = (
+_UPSTREAMS_MODULES = {
     whisper.model.ResidualAttentionBlock,
     MultiHeadAttention,
     MaxCrossAttention,
@@ -186,26 +190,36 @@ _UPSTREAMS_MODULES = (
     nn.GELU,
     nn.Sequential,
     nn.ModuleList,
-)
+}
 
 
-def foreign_modules(root: nn.Module) -> list[str]:
-    """Return the names of the modules inside `root` that a graph would not do justice to.
+def _why_foreign(root: nn.Module, part: str) -> str | None:
+    """Say which modules inside `root` a graph would not do justice to; None if there are none.
 
     These are modules with hooks, except the forward hooks of cross-attention, which are run; modules of another class
     than upstream's; and modules with a `forward` or a setting of their own. Hooks on `root` run in any case.
     """
-    return [name for name, module in root.named_modules() if module is not root and _is_foreign(module)]
+    inside = [(name, module) for name, module in root.named_modules() if module is not root]
+    names = [name for name, module in inside if _has_hooks(module) or _is_changed(module)]
+    # one of each kind: "blocks.*.attn" for all of them
+    kinds = {".".join("*" if word.isdigit() else word for word in name.split(".")) for name in names}
+    if not kinds:
+        return None
+    return f"{part} modules with hooks or changes that graphs do not follow: {', '.join(sorted(kinds))}"
 
 
-def _is_foreign(module: nn.Module) -> bool:
-    hooks_run = isinstance(module, MaxCrossAttention)
+def _has_hooks(module: nn.Module) -> bool:
     return bool(
-        (module._forward_hooks and not hooks_run)
+        (module._forward_hooks and type(module) is not MaxCrossAttention)
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or type(module) not in _UPSTREAMS_MODULES
+    )
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return (
+        type(module) not in _UPSTREAMS_MODULES
         or "forward" in vars(module)
         or (isinstance(module, nn.LayerNorm) and module.eps != LAYER_NORM_EPS)
         or (isinstance(module, nn.GELU) and module.approximate != "none")
@@ -222,12 +236,6 @@ def _upstreams_error(forward: Callable[..., Tensor], *args: Any) -> Tensor:
 def _returns_scores() -> bool:
     """Tell whether upstream's attention returns its scores now: not while it uses SDPA (since 20240927)."""
     return not (getattr(whisper.model, "SDPA_AVAILABLE", False) and getattr(MultiHeadAttention, "use_sdpa", False))
-
-
-def _summary(names: Sequence[str]) -> str:
-    """Name one module of each kind: ``blocks.*.attn`` for all of them."""
-    kinds = {".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names}
-    return ", ".join(sorted(kinds))
 
 
 def _to_host(tensor: Tensor) -> Tensor:
