@@ -2,7 +2,7 @@
 
     apt-get install espeak-ng
     python -m recipe.train --work DIR --jfk jfk.flac            # about 90 minutes on two cores
-    python -m recipe.train --work DIR --jfk jfk.flac --smoke    # all of it in a minute; learns nothing
+    python -m recipe.train --work DIR --jfk jfk.flac --smoke    # all of it in two minutes; learns nothing
 
 It needs torch, numpy, openai-whisper and espeak-ng. The seeds of the corpus, the windows and the weights are
 fixed; still, another machine rounds otherwise and ends with other bytes.
