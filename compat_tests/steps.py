@@ -68,7 +68,7 @@ def record_steps(task: DecodingTask) -> list[Step]:
         steps.append(Step(tokens.clone(), latest[0], margin))
         return update(tokens, filtered, sum_logprobs)
 
-    task.inference.logits, task.decoder.update = logits, updated  # type: ignore[method-assign]
+    task.inference.logits, task.decoder.update = logits, updated
     return steps
 
 

@@ -13,23 +13,7 @@ import pytest
 from whisper_max_plugin import backends, errors, hookspecs, max_backend
 from whisper_max_plugin.hookspecs import hookimpl
 
-
-class EchoBackend:
-    """A third party's backend."""
-
-    name = "Echo"
-
-    def version(self):
-        return "1.0"
-
-    def devices(self):
-        return ["cpu"]
-
-    def can_run(self):
-        return True
-
-    def load_model(self, name, device, download_root, in_memory, *, upstream_load_model):
-        return ("echo", name, device, download_root, in_memory)
+from .echo_backend import GIVEN, PRECEDENCE, EchoBackend
 
 
 class Plugin:
@@ -167,7 +151,7 @@ def test_max_says_which_python_it_needs(monkeypatch, version):
 
 
 def test_a_plugin_adds_its_backend(register):
-    register(EchoBackend())
+    register(EchoBackend("Echo"))
     assert "Echo" in [backend.name for backend in backends.all_backends()]
     assert backends.get("echo").version() == "1.0"
     with pytest.raises(errors.UnknownBackendError, match="known backends: echo, max, torch"):
@@ -186,10 +170,7 @@ def test_a_backend_that_cannot_run_is_listed_and_refused_with_its_reason(registe
 
 
 def test_a_plugin_cannot_replace_a_built_in(register, caplog):
-    class Impostor(EchoBackend):
-        name = "max"
-
-    register(Impostor())
+    register(EchoBackend("max"))
     assert isinstance(backends.get("max"), max_backend.MaxBackend)
     assert "ignored a second backend named 'max'" in caplog.text
 
@@ -214,9 +195,7 @@ def test_an_entry_point_registers_a_backend(install_plugin):
         ("", "echo = echo_whisper", "it implements no whisper_backends() hook"),
     ],
 )
-def test_an_entry_point_that_cannot_be_loaded_is_an_unusable_backend(
-    install_plugin, source, entry_point, problem
-):
+def test_an_entry_point_that_cannot_be_loaded_is_an_unusable_backend(install_plugin, source, entry_point, problem):
     install_plugin(source, entry_point)
     broken = backends.get("echo")
     assert problem in broken.can_run()
@@ -248,19 +227,8 @@ def test_every_hook_is_documented():
 
 # Which one a call gets
 
-GIVEN = {"keyword": "one", "command_line": "two", "installed": "three", "environment": "four"}
 
-
-@pytest.mark.parametrize(
-    ("given", "chosen"),
-    [
-        (["keyword", "command_line", "installed", "environment"], "one"),
-        (["command_line", "installed", "environment"], "two"),
-        (["installed", "environment"], "three"),
-        (["environment"], "four"),
-        ([], "torch"),
-    ],
-)
+@pytest.mark.parametrize(("given", "chosen"), [*PRECEDENCE, ([], "torch")])
 def test_keyword_then_command_line_then_install_then_environment_then_torch(monkeypatch, given, chosen):
     monkeypatch.delenv("WHISPER_BACKEND", raising=False)
     if "environment" in given:

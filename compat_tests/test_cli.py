@@ -200,9 +200,7 @@ def test_doctor_as_json(findings, capsys, ok):
     assert main(["doctor", "--json"]) == (0 if ok else 1)
     assert json.loads(capsys.readouterr().out) == {
         "ok": ok,
-        "checks": [
-            {"name": "max", "ok": ok, "value": "a value", "remedy": None if ok else "pip install max"}
-        ],
+        "checks": [{"name": "max", "ok": ok, "value": "a value", "remedy": None if ok else "pip install max"}],
     }
 
 
@@ -214,9 +212,7 @@ def test_doctor_runs_in_a_process_of_its_own():
     assert done.stderr == ""
     assert report["ok"] is not any(check["ok"] is False for check in report["checks"])
     assert all(check["remedy"] for check in report["checks"] if check["ok"] is False)
-    assert {"python", "max", "torch", "openai-whisper", "cache folder"} <= {
-        c["name"] for c in report["checks"]
-    }
+    assert {"python", "max", "torch", "openai-whisper", "cache folder"} <= {c["name"] for c in report["checks"]}
 
 
 def test_doctor_reports_where_neither_max_nor_torch_nor_whisper_can_be_imported():
@@ -343,8 +339,7 @@ def test_without_arguments_it_shows_the_usage():
 
 def test_it_is_quick_where_no_library_is_needed():
     program = (
-        "import sys; from whisper_max_plugin import cli; "
-        "print(sorted({'torch', 'max', 'whisper'} & set(sys.modules)))"
+        "import sys; from whisper_max_plugin import cli; print(sorted({'torch', 'max', 'whisper'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]"

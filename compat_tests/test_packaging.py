@@ -217,9 +217,7 @@ def test_python_starts_silently(environment: Environment, wheel: Path, tmp_path:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 15), reason="Python 3.15 does not read import lines beside .start"
-)
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="Python 3.15 does not read import lines beside .start")
 def test_python_starts_silently_when_the_package_is_gone(environment: Environment, tmp_path: Path):
     shutil.copy(PROJECT / "site-packages" / "whisper_max_plugin.pth", environment.site_packages)
     result = run(environment.python, "-c", "'whisper'", cwd=tmp_path, WHISPER_BACKEND="max")

@@ -1,0 +1,73 @@
+"""Threads: two models at once, one model in two, and a model that another thread loaded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from whisper.decoding import DecodingOptions
+from whisper.model import Whisper
+
+from .compare import assert_close, assert_same_decoding
+from .conftest import Pair, load_pair, random_checkpoint
+from .seam_fixtures import TOKENS, mel, mels, no_grad
+
+__all__ = ["mel", "mels", "no_grad"]  # fixtures, found by name
+
+
+@pytest.fixture(scope="module")
+def other(nano: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Other weights of the same dimensions."""
+    return load_pair(random_checkpoint(tmp_path_factory.mktemp("weights") / "other.pt", nano.max.dims, seed=1))
+
+
+def in_two_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run two calls at once; return their results."""
+    start = threading.Barrier(2)
+
+    def run(call: Callable[[], Any]) -> Any:
+        start.wait()
+        with torch.no_grad():
+            return call()
+
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(run, call) for call in calls]]
+
+
+def test_two_models_in_two_threads(nano: Pair, other: Pair, mels: Tensor) -> None:
+    def passes(model: Whisper) -> list[Tensor]:
+        return [model(mel[None], TOKENS) for mel in mels for _ in range(3)]
+
+    expected = [passes(nano.torch), passes(other.torch)]
+    for actual, wanted in zip(
+        in_two_threads([lambda: passes(nano.max), lambda: passes(other.max)]), expected, strict=True
+    ):
+        for logits, wanted_logits in zip(actual, wanted, strict=True):
+            assert_close(logits, wanted_logits)
+
+
+def test_one_model_in_two_threads(nano: Pair, mels: Tensor) -> None:
+    options = DecodingOptions(language="en", fp16=False, sample_len=12)
+
+    def decodings(model: Whisper, windows: Sequence[int]) -> list[Any]:
+        return [model.decode(mels[window], options) for window in windows]
+
+    orders = [(0, 1, 2), (2, 1, 0)]
+    expected = [decodings(nano.torch, order) for order in orders]
+    actual = in_two_threads([lambda: decodings(nano.max, orders[0]), lambda: decodings(nano.max, orders[1])])
+    for results, wanted in zip(actual, expected, strict=True):
+        for result, wanted_result in zip(results, wanted, strict=True):
+            assert_same_decoding(result, wanted_result)
+
+
+def test_one_model_from_a_thread_that_did_not_load_it(nano: Pair, mel: Tensor, tmp_path: Path) -> None:
+    fresh = load_pair(random_checkpoint(tmp_path / "fresh.pt", nano.max.dims, seed=2))
+    both = in_two_threads([lambda: fresh.max(mel, TOKENS), lambda: fresh.max(mel, TOKENS)])
+    for logits in both:
+        assert_close(logits, fresh.torch(mel, TOKENS))
