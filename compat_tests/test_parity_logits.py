@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -35,22 +36,28 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return pair
 
 
+@cache
+def features_of_random_audio(pair: Pair, n_audio: int) -> Tensor:
+    """Upstream's audio_features, shape = (n_audio, 1500, n_audio_state), which both decoders are given."""
+    return pair.torch.embed_audio(random_mel(pair.torch.dims, n_audio))
+
+
 @pytest.mark.parametrize("n_audio", BATCH_SIZES)
 def test_encoder_output(pair: Pair, n_audio: int) -> None:
     mel = random_mel(pair.torch.dims, n_audio)
-    assert_close(pair.max.embed_audio(mel), pair.torch.embed_audio(mel))
+    assert_close(pair.max.embed_audio(mel), features_of_random_audio(pair, n_audio))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4, 40, 228, 448])
 def test_logits_of_a_whole_prompt(pair: Pair, n_tokens: int) -> None:
-    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, 1))
+    audio_features = features_of_random_audio(pair, 1)
     tokens = random_tokens(pair.torch.dims, 1, n_tokens)
     assert_close(pair.max.logits(tokens, audio_features), pair.torch.logits(tokens, audio_features))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4, 40])
 def test_logits_of_three_windows(pair: Pair, n_tokens: int) -> None:
-    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, 3))
+    audio_features = features_of_random_audio(pair, 3)
     tokens = random_tokens(pair.torch.dims, 3, n_tokens)
     assert_close(pair.max.logits(tokens, audio_features), pair.torch.logits(tokens, audio_features))
 
@@ -63,7 +70,7 @@ def test_the_model_called_with_mel_and_tokens(pair: Pair) -> None:
 @pytest.mark.parametrize("n_audio", BATCH_SIZES)
 def test_thirty_steps_after_a_prompt(pair: Pair, n_audio: int) -> None:
     n_prompt = 4
-    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, n_audio))
+    audio_features = features_of_random_audio(pair, n_audio)
     tokens = random_tokens(pair.torch.dims, n_audio, n_prompt + N_STEPS)
     actual = MaxInference(pair.max, n_prompt, sot_index=1, n_group=1)
     with running(PyTorchInference(pair.torch, n_prompt)) as expected, running(actual):
@@ -80,13 +87,13 @@ def test_thirty_steps_after_a_prompt(pair: Pair, n_audio: int) -> None:
 def test_beams_that_change_places(pair: Pair) -> None:
     """Five beams of one window, which upstream broadcasts to them."""
     actual = MaxInference(pair.max, N_BEAM_PROMPT, sot_index=0, n_group=N_BEAM)
-    compare_beams(pair, actual, pair.torch.embed_audio(random_mel(pair.torch.dims, 1)))
+    compare_beams(pair, actual, features_of_random_audio(pair, 1))
 
 
 @pytest.mark.parametrize("n_audio", [1, 2])
 def test_beams_reordered_through_the_cache_mapping(pair: Pair, n_audio: int) -> None:
     """Upstream's own PyTorchInference runs the accelerated model, each beam with its window's features."""
-    audio_features = pair.torch.embed_audio(random_mel(pair.torch.dims, n_audio)).repeat_interleave(N_BEAM, dim=0)
+    audio_features = features_of_random_audio(pair, n_audio).repeat_interleave(N_BEAM, dim=0)
     compare_beams(pair, PyTorchInference(pair.max, N_BEAM_PROMPT), audio_features)
 
 

@@ -193,7 +193,7 @@ def compile_progress(expected: float) -> Iterator[None]:
 
     bar: tqdm[Any] = tqdm(
         total=round(expected),
-        desc=f"Compiling MAX graphs, once for this model size (took {expected:.0f} s before)",
+        desc=f"Compiling MAX graphs, once for this model size, about {expected:.0f} s",
         bar_format="{desc}: {elapsed} |{bar:20}|",
     )
     interval = 1 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
