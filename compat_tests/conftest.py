@@ -118,7 +118,7 @@ def no_undeclared_fallback(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run that needed graphs but ran none."""
-    needed_graphs = any({"nano", "tiny", "base"} & set(item.fixturenames) for item in session.items)
+    needed_graphs = any({"nano", "tiny", "base", "turbo", "english"} & set(item.fixturenames) for item in session.items)
     if exitstatus == pytest.ExitCode.OK and needed_graphs and sum(_graph_runs) <= 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
 
 from .kv_cache import KVCache
+from .threads import one_torch_thread
 
 if TYPE_CHECKING:
     from .model import MaxWhisper
@@ -95,6 +96,10 @@ class MaxDecodingTask(DecodingTask):
         self.inference = MaxInference(model, len(self.initial_tokens), self.sot_index, self.n_group)
         if isinstance(self.decoder, BeamSearchDecoder):
             self.decoder.inference = self.inference
+
+    def _main_loop(self, audio_features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+        with one_torch_thread():
+            return super()._main_loop(audio_features, tokens)
 
 
 @torch.no_grad()

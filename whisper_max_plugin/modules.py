@@ -16,6 +16,7 @@ from .graphs.layers import LAYER_NORM_EPS
 from .kv_cache import KVCache
 from .report import REPORT
 from .runtime import Runtime
+from .threads import all_torch_threads
 
 
 class MaxAudioEncoder(AudioEncoder):
@@ -166,11 +167,13 @@ class MaxTextDecoder(TextDecoder):
     def _forward_torch(self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None) -> Tensor:
         """Upstream's forward pass, which extends `kv_cache` by upstream's hooks."""
         if not isinstance(kv_cache, KVCache):
-            return super().forward(x, xa, kv_cache=kv_cache)
+            with all_torch_threads():
+                return super().forward(x, xa, kv_cache=kv_cache)
         model = SimpleNamespace(dims=self.runtime.dims, decoder=self)  # all that upstream's method looks at
         cache, hooks = Whisper.install_kv_cache_hooks(model, dict(kv_cache))
         try:
-            logits = super().forward(x, xa, kv_cache=cache)
+            with all_torch_threads():
+                logits = super().forward(x, xa, kv_cache=cache)
         finally:
             for hook in hooks:
                 hook.remove()

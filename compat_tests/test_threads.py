@@ -1,0 +1,92 @@
+"""torch's threads while graphs decode: one inside the loop, all of them outside and in fallbacks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+import whisper
+
+from whisper_max_plugin.threads import all_torch_threads, one_torch_thread
+
+from .conftest import Pair
+
+MEL = torch.zeros(80, 3000)
+OPTIONS = whisper.DecodingOptions(language="en", fp16=False, sample_len=3)
+THREADS = 3  # a number that neither a default nor the limit gives
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    """Set a thread count, and the machine's own again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seen(nano: Pair) -> Iterator[list[int]]:
+    """The thread counts at each call of the decoder."""
+    counts: list[int] = []
+    handle = nano.max.decoder.register_forward_pre_hook(lambda *_: counts.append(torch.get_num_threads()))
+    yield counts
+    handle.remove()
+
+
+def test_a_decode_keeps_torch_on_one_thread_and_gives_the_others_back(nano: Pair, seen: list[int]) -> None:
+    nano.max.decode(MEL, OPTIONS)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == THREADS
+
+
+def test_a_decode_that_fails_gives_the_threads_back(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(nano.max.decoder, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        nano.max.decode(MEL, OPTIONS)
+    assert torch.get_num_threads() == THREADS
+
+
+@pytest.mark.falls_back
+def test_a_pass_that_falls_back_has_all_threads(nano: Pair) -> None:
+    counts: list[int] = []
+    handle = nano.max.decoder.ln.register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
+    try:
+        nano.max.decode(MEL, OPTIONS)
+    finally:
+        handle.remove()
+    assert set(counts) == {THREADS}
+    assert torch.get_num_threads() == THREADS
+
+
+def test_decodes_that_overlap_in_two_threads_leave_the_count_as_it_was() -> None:
+    inside, leave = threading.Event(), threading.Event()
+    counts: list[int] = []
+
+    def decode() -> None:
+        with one_torch_thread():
+            inside.set()
+            leave.wait(10)
+        counts.append(torch.get_num_threads())
+
+    other = threading.Thread(target=decode)
+    other.start()
+    inside.wait(10)
+    with one_torch_thread():
+        assert torch.get_num_threads() == 1
+        leave.set()
+        other.join()
+    assert counts == [THREADS]
+    assert torch.get_num_threads() == THREADS
+
+
+def test_without_a_decode_there_is_nothing_to_lift() -> None:
+    with all_torch_threads():
+        assert torch.get_num_threads() == THREADS
+    assert torch.get_num_threads() == THREADS
