@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TYPICAL_COMPILE_SECONDS = 105  # nano to turbo on two cores; the sizes differ little, for kernels cost, not layers
+TYPICAL_COMPILE_SECONDS = 90  # nano 80, turbo 105 on two cores: kinds of kernels cost, not layers
 
 
 @dataclass(frozen=True)
