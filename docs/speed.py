@@ -76,7 +76,9 @@ def main() -> None:
 
     rows: dict[str, Callable[[Whisper, int], float]] = {
         "encoder, 30 s": lambda model, i: milliseconds(lambda: model.encoder(mels[i])),
-        f"first pass, {PROMPT_LENGTH} tokens": lambda model, i: 1e3 * decode_seconds(model, features[i], 1, prompt=prompt),
+        f"first pass, {PROMPT_LENGTH} tokens": lambda model, i: (
+            1e3 * decode_seconds(model, features[i], 1, prompt=prompt)
+        ),
         "greedy step": lambda model, i: step_milliseconds(model, features[i]),
         "beam-5 step": lambda model, i: step_milliseconds(model, features[i], beam_size=5),
     }
