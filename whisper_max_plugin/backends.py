@@ -1,4 +1,4 @@
-"""What a backend is, which ones are registered, and which one a call gets."""
+"""Which backends are registered, and which one a call gets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 import logging
 import os
 from importlib import metadata
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import pluggy
 
 from whisper_max_plugin import hookspecs, max_backend, torch_backend
 from whisper_max_plugin.errors import BackendUnavailableError, UnknownBackendError
+from whisper_max_plugin.hookspecs import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,38 +24,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "torch"
 VARIABLE = "WHISPER_BACKEND"
-
-
-class Backend(Protocol):
-    """One way to run a Whisper model.
-
-    Attributes
-    ----------
-    name : str
-        what users write in `backend=`, `--backend` and `WHISPER_BACKEND`, in lower case
-    """
-
-    name: str
-
-    def version(self) -> str | None:
-        """Return the version of the library it runs on, None when that is not installed."""
-
-    def devices(self) -> list[str]:
-        """Return the devices it can use, e.g. `["cpu", "cuda:0"]`; `[]` when it cannot run."""
-
-    def can_run(self) -> Literal[True] | str:
-        """Return True, or one sentence: why not, and what to do about it."""
-
-    def load_model(
-        self,
-        name: str,
-        device: str | torch.device | None,
-        download_root: str | None,
-        in_memory: bool,
-        *,
-        upstream_load_model: Callable[..., Whisper],
-    ) -> Whisper:
-        """Load a model; the arguments are those of `whisper.load_model`, and so is `upstream_load_model`."""
 
 
 class BrokenBackend:

@@ -23,7 +23,7 @@ from whisper_max_plugin import environment
 from whisper_max_plugin.max_backend import NEWEST_PYTHON, OLDEST_PYTHON, TESTED_MAX
 
 if TYPE_CHECKING:
-    from whisper_max_plugin.backends import Backend
+    from whisper_max_plugin.hookspecs import Backend
 
 OLDEST_WHISPER = 20231106  # yyyymmdd, openai-whisper's own numbering
 OLDEST_NVIDIA_DRIVER = 580  # branch; MAX compiles for CUDA 13, or through an external ptxas for older drivers

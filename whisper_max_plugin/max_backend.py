@@ -7,15 +7,13 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from whisper_max_plugin.hookspecs import hookimpl
+from whisper_max_plugin.hookspecs import Backend, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
     from whisper.model import Whisper
-
-    from whisper_max_plugin.backends import Backend
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)  # the releases that MAX publishes wheels for
 TESTED_MAX = "26.7"  # minor release: the Graph API moves between minor releases

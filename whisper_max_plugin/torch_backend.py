@@ -6,15 +6,13 @@ import importlib.util
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
-from whisper_max_plugin.hookspecs import hookimpl
+from whisper_max_plugin.hookspecs import Backend, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
     from whisper.model import Whisper
-
-    from whisper_max_plugin.backends import Backend
 
 
 class TorchBackend:
