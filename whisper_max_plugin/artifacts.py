@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -105,10 +106,11 @@ def _read(path: Path) -> CompiledModel | None:
     """Return the artifact at `path`; None if there is none, or it is damaged."""
     from max.engine import read
 
-    if _sound_bytes(path) is None:
+    content = _sound_bytes(path)
+    if content is None:
         return None
     try:
-        return read(path)
+        return read(io.BytesIO(content))  # the very bytes that were checked, whatever lies at the path by now
     except RuntimeError as error:  # sound bytes that this MAX does not take
         logger.warning("compiling %s anew, because MAX cannot read it: %s", path.name, error)
         return None
