@@ -1,9 +1,10 @@
-"""Forward hooks on cross_attn get what upstream's get: word timestamps, upstream's and others', read scores so."""
+"""Forward hooks that need no fallback get what upstream's get: others read scores, tokens and hidden states so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import whisper.model
 from torch import Tensor
 from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.model import Whisper
+
+import whisper_max_plugin
 
 from .compare import assert_close
 from .conftest import Pair
@@ -94,6 +97,62 @@ def test_hooks_on_cross_attention_during_beam_search(nano: Pair, mel: Tensor) ->
     assert_same_calls(ours, theirs)
 
 
+def record(model: Whisper, name: str, call: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
+    """Return what the hooks of the module `name` got during `call`: its first input, its output."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, ins, out: calls.append((ins[0], out)))
+    try:
+        call()
+    finally:
+        hook.remove()
+    return calls
+
+
+def assert_same_records(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for (x, out), (expected_x, expected_out) in zip(ours, theirs, strict=True):
+        if x.is_floating_point():
+            assert_close(x, expected_x)
+        else:
+            assert torch.equal(x, expected_x)
+        assert_close(out, expected_out)
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1", "decoder.token_embedding", "decoder.ln"])
+@pytest.mark.parametrize("n_sequences", [1, 3])
+def test_hooks_on_the_first_and_the_last_module(nano: Pair, mels: Tensor, name: str, n_sequences: int) -> None:
+    tokens = TOKENS.repeat(n_sequences, 1)
+    ours = record(nano.max, name, lambda: nano.max(mels[:n_sequences], tokens))
+    theirs = record(nano.torch, name, lambda: nano.torch(mels[:n_sequences], tokens))
+    assert_same_records(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["decoder.token_embedding", "decoder.ln"])
+def test_hooks_on_the_decoder_during_cached_steps(nano: Pair, features: Tensor, name: str) -> None:
+    chunks = [TOKENS[:, :4], TOKENS[:, 4:5], TOKENS[:, 5:6]]
+    ours = record(nano.max, name, lambda: with_cache(nano.max, chunks, features))
+    theirs = record(nano.torch, name, lambda: with_cache(nano.torch, chunks, features))
+    assert_same_records(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["decoder.token_embedding", "decoder.ln"])
+@pytest.mark.parametrize("options", [{}, {"beam_size": 2}, {"temperature": 0.5, "best_of": 2}], ids=str)
+def test_hooks_on_the_decoder_during_decode(nano: Pair, mel: Tensor, name: str, options: dict[str, Any]) -> None:
+    records = {}
+    for model in (nano.max, nano.torch):
+        torch.manual_seed(0)
+        decode = partial(model.decode, mel, fp16=False, language="en", prompt="no", sample_len=4, **options)
+        records[model] = record(model, name, decode)
+    assert_same_records(records[nano.max], records[nano.torch])
+
+
+def test_a_hook_on_the_encoder_sees_each_window_though_it_is_encoded_once(nano: Pair, mel: Tensor) -> None:
+    before = whisper_max_plugin.status()["graph_runs"].get("encoder", 0)
+    calls = record(nano.max, "encoder.conv1", lambda: [nano.max.encoder(mel * 0.5) for _ in range(3)])
+    assert len(calls) == 3
+    assert whisper_max_plugin.status()["graph_runs"]["encoder"] == before + 1
+
+
 def test_a_hook_on_one_layer_only_and_removed_again(nano: Pair, features: Tensor) -> None:
     calls: list[Any] = []
     hook = nano.max.decoder.blocks[1].cross_attn.register_forward_hook(lambda *args: calls.append(args))
@@ -123,6 +182,41 @@ def test_a_hook_that_replaces_the_output_is_refused(
         hook.remove()
     assert_one_sentence(error.value, "decoder.blocks.0.cross_attn", 'backend="torch"')
     assert_close(nano.max.logits(TOKENS, features), expected)
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1", "decoder.token_embedding", "decoder.ln"])
+@pytest.mark.parametrize(
+    "replace",
+    [
+        pytest.param(lambda module, ins, out: out * 0, id="returned"),
+        pytest.param(lambda module, ins, out: out.mul_(0) is None or None, id="written in place"),
+    ],
+)
+def test_a_hook_that_replaces_the_output_of_the_first_or_the_last_module_is_refused(
+    nano: Pair, mel: Tensor, name: str, replace: Callable[..., object]
+) -> None:
+    expected = nano.torch(mel, TOKENS)
+    hook = nano.max.get_submodule(name).register_forward_hook(replace)
+    try:
+        with pytest.raises(RuntimeError, match="replaced the output") as error:
+            nano.max(mel, TOKENS)
+    finally:
+        hook.remove()
+    assert_one_sentence(error.value, name, 'backend="torch"')
+    assert_close(nano.max(mel, TOKENS), expected)
+
+
+def test_a_hook_may_write_to_the_scores_as_with_upstream(nano: Pair, features: Tensor) -> None:
+    def halve(module: torch.nn.Module, ins: Any, outs: Any) -> None:
+        outs[1].mul_(0.5)
+
+    results = []
+    for model in (nano.max, nano.torch):
+        hook = model.decoder.blocks[0].cross_attn.register_forward_hook(halve)
+        with without_sdpa():
+            results.append(model.logits(TOKENS, features))
+        hook.remove()
+    assert_close(*results)
 
 
 def test_an_error_in_a_hook_passes_through(nano: Pair, features: Tensor) -> None:

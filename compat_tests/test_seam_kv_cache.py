@@ -181,6 +181,15 @@ def test_a_plain_dict_in_place_of_the_cache_is_declared(
     assert fallbacks() == {"a kv_cache that this model's install_kv_cache_hooks did not make": 1}
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_cleared_cache_starts_anew_with_another_window(nano: Pair, features_of_three: Tensor, batch: int) -> None:
+    *_, cache = with_cache(nano.max, [TOKENS[:, :6]], features_of_three[:1])
+    cache.clear()
+    assert len(cache) == 0
+    tokens, features = TOKENS[:, :5].repeat(batch, 1), features_of_three[-batch:]
+    assert_close(nano.max.decoder(tokens, features, kv_cache=cache), nano.torch.decoder(tokens, features))
+
+
 def test_writing_to_cross_attention_entries_does_not_change_another_cache(nano: Pair, features: Tensor) -> None:
     expected = nano.torch.logits(TOKENS, features)
     *_, cache = with_cache(nano.max, [TOKENS[:, :4]], features)

@@ -53,10 +53,31 @@ def test_a_decode_that_fails_gives_the_threads_back(nano: Pair, monkeypatch: pyt
     assert torch.get_num_threads() == THREADS
 
 
+def test_a_loop_written_by_hand_is_limited_until_its_hooks_are_removed(nano: Pair) -> None:
+    _, hooks = nano.max.install_kv_cache_hooks()
+    assert torch.get_num_threads() == 1
+    for hook in hooks:
+        hook.remove()
+        hook.remove()  # as upstream's hooks, which do not mind
+    assert torch.get_num_threads() == THREADS
+
+
+def test_hooks_that_nobody_removes_are_removed_with_the_last_reference(nano: Pair) -> None:
+    _, hooks = nano.max.install_kv_cache_hooks()
+    del hooks
+    assert torch.get_num_threads() == THREADS
+
+
+def test_upstreams_own_decode_is_limited_too(nano: Pair, seen: list[int]) -> None:
+    whisper.decode(nano.max, MEL, OPTIONS)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == THREADS
+
+
 @pytest.mark.falls_back
 def test_a_pass_that_falls_back_has_all_threads(nano: Pair) -> None:
     counts: list[int] = []
-    handle = nano.max.decoder.ln.register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
+    handle = nano.max.decoder.blocks[0].mlp.register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
     try:
         nano.max.decode(MEL, OPTIONS)
     finally:

@@ -65,15 +65,19 @@ class MaxInference(Inference):
         self.kv_cache: KVCache | None = None
 
     def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
-        """Return per-token logits, shape (n_batch, n_tokens, n_vocab), of the tokens not seen before."""
+        """Perform a forward pass on the decoder and return per-token logits, shape (n_batch, n_tokens, n_vocab).
+
+        The tokens are those not seen before.
+        """
         if self.kv_cache is None:
             self.kv_cache = KVCache(self.model.decoder)
         if tokens.shape[-1] > self.initial_token_length:
             logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
             return logits
         rows = sorted({self.sot_index, tokens.shape[-1] - 1})
-        logits = self.model.decoder(tokens[:: self.n_group], audio_features, kv_cache=self.kv_cache, rows=rows)
-        if self.n_group > 1:  # the group has been computed once; from here on its sequences differ
+        together = 1 if self.model.decoder.is_observed() else self.n_group  # hooks see every sequence
+        logits = self.model.decoder(tokens[::together], audio_features, kv_cache=self.kv_cache, rows=rows)
+        if together > 1:  # the group has been computed once; from here on its sequences differ
             self.kv_cache.rearrange([sequence // self.n_group for sequence in range(tokens.shape[0])])
             logits = logits.repeat_interleave(self.n_group, dim=0)
         return PrefillLogits(logits, rows, tokens.shape[-1])
@@ -84,7 +88,7 @@ class MaxInference(Inference):
             self.kv_cache.rearrange(source_indices)
 
     def cleanup_caching(self) -> None:
-        """Free the cache after decoding is finished."""
+        """Clean up any resources or hooks after decoding is finished: the cache, since there are no hooks."""
         self.kv_cache = None
 
 

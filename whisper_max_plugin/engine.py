@@ -39,11 +39,14 @@ class DecoderOutput:
     Attributes
     ----------
     logits : Tensor, shape = (batch, n_rows, n_vocab)
+    hidden : Tensor, shape = (batch, n_tokens, n_text_state)
+        what the last layer norm, ``ln``, takes
     cross_attn_inputs, cross_attn_outputs : per layer, each (batch, n_tokens, n_text_state)
         what the layer's ``cross_attn`` takes and returns
     """
 
     logits: Tensor
+    hidden: Tensor
     cross_attn_inputs: Sequence[Tensor]
     cross_attn_outputs: Sequence[Tensor]
 
@@ -120,10 +123,10 @@ class Engine:
             *cross_kv,
         ]
         with self._lock:
-            logits, *traces = self._decoder.execute(*inputs)
+            outputs = self._decoder.execute(*inputs)
         REPORT.graph_run("prefill" if n_tokens > 1 else "step")
-        traces = [from_dlpack(trace) for trace in traces]
-        return DecoderOutput(from_dlpack(logits), traces[0::2], traces[1::2])
+        logits, hidden, *traces = map(from_dlpack, outputs)
+        return DecoderOutput(logits, hidden, traces[0::2], traces[1::2])
 
     def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:
         """Return one layer's cross-attention scores before the softmax, as upstream's ``qk``.

@@ -32,13 +32,17 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._cross_modules = [m for block in decoder.blocks for m in (block.cross_attn.key, block.cross_attn.value)]
         self._n_text_ctx = decoder.positional_embedding.shape[0]
         self._n_head = decoder.blocks[0].cross_attn.n_head
+        self.clear()
+        self.update(entries or {})
+
+    def clear(self) -> None:
+        """Forget everything, as a dict does: the next pass is a first one."""
         self._storage: dict[nn.Module, Tensor] = {}  # (n_text_ctx, batch, n_state)
         self._spare: dict[nn.Module, Tensor] = {}  # what a reorder copies into, before the two swap
         self._n_filled: dict[nn.Module, int] = {}
         self.engine: Engine | None = None  # what computed the entries, from the first pass on
         self.checked_modules: list[nn.Module] = []  # the decoder's, once they were found to be upstream's
         self._cross: dict[nn.Module, Buffer] = {}  # (n_audio, n_head, n_audio_ctx, head_dim)
-        self.update(entries or {})
 
     # -- what the forward pass uses ------------------------------------------------------------------------------
 
@@ -118,7 +122,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             raise KeyError(module)
 
     def __delitem__(self, module: nn.Module) -> None:
-        raise TypeError("entries of an accelerated model's kv_cache cannot be deleted; start a new cache instead")
+        raise TypeError("single entries of an accelerated model's kv_cache cannot be deleted; clear() it instead")
 
     def __iter__(self) -> Iterator[nn.Module]:
         yield from self._storage

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,10 @@ from .decoding import decode as decode_function
 from .engine import DEVICE, PRECISION, compile_graphs
 from .errors import DeviceError, UnknownModelError
 from .kv_cache import KVCache
-from .modules import MaxAudioEncoder, MaxCrossAttention, MaxTextDecoder
+from .modules import MaxAudioEncoder, MaxTextDecoder
 from .runtime import Runtime
 from .sizes import OFFICIAL_DIMS
+from .threads import OneTorchThread
 
 
 class MaxWhisper(Whisper):
@@ -31,19 +31,28 @@ class MaxWhisper(Whisper):
 
     decode = decode_function
 
-    def install_kv_cache_hooks(self, cache: Mapping[nn.Module, Tensor] | None = None) -> tuple[KVCache, list[Any]]:
+    def install_kv_cache_hooks(
+        self, cache: Mapping[nn.Module, Tensor] | None = None
+    ) -> tuple[KVCache, list[OneTorchThread]]:
         """
-        The decoder's graph stores the key and value tensors calculated for the previous positions itself. This
-        method returns the mapping that holds them, to be given to the decoder as `kv_cache`; no hooks are needed.
+        The `MultiHeadAttention` module optionally accepts `kv_cache` which stores the key and value
+        tensors calculated for the previous positions. This method returns a dictionary that stores
+        all caches, and the necessary hooks for the key and value projection modules that save the
+        intermediate tensors to be reused during later calculations.
 
         Returns
         -------
-        cache : KVCache
-            A mapping from the key/value projection modules to its cache
+        cache : Dict[nn.Module, torch.Tensor]
+            A dictionary object mapping the key/value projection modules to its cache
         hooks : List[RemovableHandle]
-            An empty list
+            List of PyTorch RemovableHandle objects to stop the hooks to be called
+
+        Notes
+        -----
+        The dictionary is a `KVCache`, which the decoder's graph extends by itself, so that no hooks are necessary.
+        What is to be removed in their place, after decoding, is the limit of torch to one thread.
         """
-        return KVCache(self.decoder, cache), []
+        return KVCache(self.decoder, cache), [OneTorchThread()]
 
 
 def accelerate(model: Whisper) -> MaxWhisper:
@@ -63,8 +72,6 @@ def accelerate(model: Whisper) -> MaxWhisper:
     model.__class__ = MaxWhisper
     model.encoder.__class__ = MaxAudioEncoder
     model.decoder.__class__ = MaxTextDecoder
-    for block in model.decoder.blocks:
-        block.cross_attn.__class__ = MaxCrossAttention
     runtime = Runtime(model.dims, model.encoder, model.decoder)
     model.encoder.runtime = model.decoder.runtime = runtime
     runtime.engine()

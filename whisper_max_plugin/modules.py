@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
 from .engine import CrossKV, DecoderOutput, Engine
-from .graphs.layers import LAYER_NORM_EPS
+from .hooks import has_hooks, run_forward_hooks, why_foreign
 from .kv_cache import KVCache
 from .report import REPORT
 from .runtime import Runtime
@@ -39,29 +39,13 @@ class MaxAudioEncoder(AudioEncoder):
             return _upstreams_error(super().forward, x)
         if not torch.isfinite(x).all():
             raise ValueError("the mel spectrogram holds NaN or infinite values: check the audio samples")
-        if (reason := _why_foreign(self, "encoder")) is not None:
+        if (reason := why_foreign(self, "encoder", {self.conv1})) is not None:
             REPORT.fallback(reason)
             return super().forward(x)
+        if self.conv1._forward_hooks:
+            run_forward_hooks("encoder.conv1", self.conv1, (x,), self.conv1.forward(x))
         features = self.runtime.encode(_to_host(x))
         return features.to(x.device, x.dtype)
-
-
-class MaxCrossAttention(MultiHeadAttention):
-    """Upstream's cross-attention module; called only to run its forward hooks on what a graph has computed."""
-
-    computed: tuple[Tensor, Tensor | None] | None = None
-
-    def forward(
-        self,
-        x: Tensor,
-        xa: Tensor | None = None,
-        mask: Tensor | None = None,
-        kv_cache: Mapping[nn.Module, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return (output, qk) as upstream does: from the graph if it has run, else computed by torch."""
-        if self.computed is not None:
-            return self.computed
-        return super().forward(x, xa, mask, kv_cache)
 
 
 class MaxTextDecoder(TextDecoder):
@@ -106,6 +90,8 @@ class MaxTextDecoder(TextDecoder):
         cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self)
         engine = cache.engine = cache.engine or self.runtime.engine()
         cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(_to_host(xa))
+        if self.token_embedding._forward_hooks:
+            run_forward_hooks("decoder.token_embedding", self.token_embedding, (x,), self.token_embedding.forward(x))
         n_audio = xa.shape[0]
         x = x.expand(max(x.shape[0], n_audio), -1)  # one sequence for many windows, as upstream broadcasts it
         batch, n_tokens = x.shape
@@ -116,7 +102,18 @@ class MaxTextDecoder(TextDecoder):
             cross_kv,
         )
         self._run_cross_attention_hooks(output, xa, cache, engine, cross_kv)
+        if self.ln._forward_hooks:
+            hidden = output.hidden.to(xa.device, xa.dtype)
+            run_forward_hooks("decoder.ln", self.ln, (hidden,), self.ln.forward(hidden))
         return output.logits.to(xa.device)
+
+    def is_observed(self) -> bool:
+        """Tell whether forward hooks look into the passes."""
+        return any(module._forward_hooks for module in self._observed())
+
+    def _observed(self) -> set[nn.Module]:
+        """Return the modules inside whose forward hooks are run on what the graph has computed."""
+        return {self.token_embedding, self.ln, *(block.cross_attn for block in self.blocks)}
 
     def _is_sound(self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None) -> bool:
         """Tell whether shapes, types and values are such that upstream's code would not fail on them."""
@@ -134,10 +131,11 @@ class MaxTextDecoder(TextDecoder):
         """Return why graphs cannot serve this call, or None."""
         if kv_cache and not isinstance(kv_cache, KVCache):
             return "a kv_cache that this model's install_kv_cache_hooks did not make"
+        observed = self._observed()
         checked = kv_cache.checked_modules if isinstance(kv_cache, KVCache) else []
-        if checked and not any(map(_has_hooks, checked)):
+        if checked and not any(has_hooks(module, observed) for module in checked):
             return None  # a step behind a pass that looked at everything; only hooks may have come since
-        reason = _why_foreign(self, "decoder")
+        reason = why_foreign(self, "decoder", observed)
         if reason is None and isinstance(kv_cache, KVCache):
             kv_cache.checked_modules = list(self.modules())[1:]
         return reason
@@ -147,22 +145,13 @@ class MaxTextDecoder(TextDecoder):
     ) -> None:
         """Call the forward hooks on cross_attn modules, as in a torch pass; `find_alignment` reads scores so."""
         for layer, block in enumerate(self.blocks):
-            cross_attn: MaxCrossAttention = block.cross_attn
-            if not cross_attn._forward_hooks:
+            if not block.cross_attn._forward_hooks:
                 continue
             x, out = output.cross_attn_inputs[layer], output.cross_attn_outputs[layer]
             qk = engine.cross_scores(layer, x, cross_kv).to(xa.device) if _returns_scores() else None
-            out = out.to(xa.device, xa.dtype)
-            cross_attn.computed, version = (out, qk), out._version
-            try:
-                result = cross_attn(x.to(xa.device, xa.dtype), xa, kv_cache=cache)
-                if result is not cross_attn.computed or out._version != version:
-                    raise RuntimeError(
-                        f"a forward hook on decoder.blocks.{layer}.cross_attn replaced the output, which a compiled "
-                        'graph cannot take: load the model with backend="torch"'
-                    )
-            finally:
-                del cross_attn.computed
+            x, out = x.to(xa.device, xa.dtype), out.to(xa.device, xa.dtype)
+            name = f"decoder.blocks.{layer}.cross_attn"
+            run_forward_hooks(name, block.cross_attn, (x, xa), (out, qk), kv_cache=cache)
 
     def _forward_torch(self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None) -> Tensor:
         """Upstream's forward pass, which extends `kv_cache` by upstream's hooks."""
@@ -179,54 +168,6 @@ class MaxTextDecoder(TextDecoder):
                 hook.remove()
         kv_cache.update(cache)
         return logits
-
-
-# what upstream builds encoder and decoder from; graphs compute these, with their default settings
-_UPSTREAMS_MODULES = {
-    whisper.model.ResidualAttentionBlock,
-    MultiHeadAttention,
-    MaxCrossAttention,
-    whisper.model.LayerNorm,
-    whisper.model.Linear,
-    whisper.model.Conv1d,
-    nn.Embedding,
-    nn.GELU,
-    nn.Sequential,
-    nn.ModuleList,
-}
-
-
-def _why_foreign(root: nn.Module, part: str) -> str | None:
-    """Say which modules inside `root` a graph would not do justice to; None if there are none.
-
-    These are modules with hooks, except the forward hooks of cross-attention, which are run; modules of another class
-    than upstream's; and modules with a `forward` or a setting of their own. Hooks on `root` run in any case.
-    """
-    inside = [(name, module) for name, module in root.named_modules() if module is not root]
-    names = [name for name, module in inside if _has_hooks(module) or _is_changed(module)]
-    # one of each kind: "blocks.*.attn" for all of them
-    kinds = {".".join("*" if word.isdigit() else word for word in name.split(".")) for name in names}
-    if not kinds:
-        return None
-    return f"{part} modules with hooks or changes that graphs do not follow: {', '.join(sorted(kinds))}"
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        (module._forward_hooks and type(module) is not MaxCrossAttention)
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def _is_changed(module: nn.Module) -> bool:
-    return (
-        type(module) not in _UPSTREAMS_MODULES
-        or "forward" in vars(module)
-        or (isinstance(module, nn.LayerNorm) and module.eps != LAYER_NORM_EPS)
-        or (isinstance(module, nn.GELU) and module.approximate != "none")
-    )
 
 
 def _upstreams_error(forward: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -26,8 +26,8 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
 
     Outputs
     -------
-    logits (n_audio * n_group, n_rows, n_vocab), then per layer what its cross_attn module takes and returns,
-    each (n_audio * n_group, n_tokens, n_text_state), for forward hooks on that module.
+    logits (n_audio * n_group, n_rows, n_vocab); then, for forward hooks, each (n_audio * n_group, n_tokens,
+    n_text_state): what ``ln`` takes, and per layer what ``cross_attn`` takes and returns.
     """
     n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
     head_dim = n_state // n_head
@@ -90,8 +90,8 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
             x = x + a
             x = x + mlp(layer_norm(x, weights, f"{name}.mlp_ln", n_state), weights, f"{name}.mlp", n_state)
 
-        x = layer_norm(ops.gather(x, rows, axis=1), weights, "decoder.ln", n_state)
-        graph.output(x @ ops.transpose(token_embedding, 0, 1), *traces)
+        read = layer_norm(ops.gather(x, rows, axis=1), weights, "decoder.ln", n_state)
+        graph.output(read @ ops.transpose(token_embedding, 0, 1), x, *traces)
 
 
 def _host_scalar(dim: object) -> TensorValue:
