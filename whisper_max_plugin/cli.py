@@ -8,7 +8,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
@@ -17,6 +18,7 @@ from whisper_max_plugin.errors import WhisperMaxError
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor import Check
     from whisper_max_plugin.model import WarmupResult
+    from whisper_max_plugin.parity import Parity, Row
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
@@ -62,6 +64,10 @@ def _run(arguments: list[str]) -> int:
     if options.command == "backends":
         return backends(as_json=options.json)
     if options.command == "doctor":
+        if options.parity is not None:
+            return doctor_with_parity(options.parity, audio=options.audio, as_json=options.json)
+        if options.audio is not None:
+            parser.error("--audio goes with --parity")
         return doctor(as_json=options.json)
     return warmup(options.model, device=options.device)
 
@@ -82,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("doctor", help="check this environment; names the command that mends a problem")
     command.add_argument("--json", action="store_true", help="print JSON")
+    parity_help = (
+        "also compare what models compute on MAX with torch: a name, downloaded if it is not there yet, or a .pt file; "
+        "by default the smallest model that whisper has downloaded"
+    )
+    command.add_argument("--parity", nargs="*", metavar="MODEL", help=parity_help)
+    command.add_argument("--audio", metavar="FILE", help="the recording to compare on, by default synthetic sound")
 
     command = commands.add_parser("warmup", help="compile the graphs of models ahead of time")
     command.add_argument("model", nargs="+", metavar="MODEL", help="a name (its weights are not needed), or a .pt file")
@@ -138,15 +150,65 @@ def doctor(*, as_json: bool) -> int:
     from whisper_max_plugin.doctor import run_checks
 
     checks = run_checks()
-    problems = sum(check.ok is False for check in checks)
+    report = _doctors_report(checks)
     if as_json:
-        report = {"ok": problems == 0, "checks": [dataclasses.asdict(check) for check in checks]}
         print(json.dumps(report, indent=2))
     else:
         _print_checks(checks)
-        print()
-        print({0: "Everything is in order.", 1: "1 problem."}.get(problems, f"{problems} problems."))
-    return EXIT_PROBLEM if problems else EXIT_OK
+    return EXIT_OK if report["ok"] else EXIT_PROBLEM
+
+
+def doctor_with_parity(models: Sequence[str], *, audio: str | None, as_json: bool) -> int:
+    """Print what `doctor` prints, and how models on MAX compare with torch; 1 when anything is wrong.
+
+    Parameters
+    ----------
+    models : Sequence[str]
+        names or paths; if empty, the smallest model that whisper has downloaded
+    audio : str | None
+        the recording to compare on; None for synthetic sound
+    as_json : bool
+
+    Raises
+    ------
+    WhisperMaxError
+        if there is no such model or recording; nothing is printed then
+    """
+    from whisper_max_plugin.doctor import NEEDED_TO_RUN_MODELS, run_checks
+
+    checks = run_checks()
+    report = _doctors_report(checks)
+    unmet = [check.name for check in checks if check.ok is False and check.name in NEEDED_TO_RUN_MODELS]
+    if unmet:
+        problem = f"no model was compared with torch: mend {', '.join(unmet)} first"
+        report["parity"] = {"ok": False, "problem": problem, "machine": None, "audio": audio, "models": []}
+        if not as_json:
+            _print_checks(checks)
+            print(f"FAIL: {problem}")
+    else:
+        from whisper_max_plugin import parity
+
+        names, samples = parity.choose_models(models), parity.load_audio(audio)
+        if not as_json:
+            _print_checks(checks)
+        machine = parity.machine()
+        results = []
+        for name in names:
+            results.append(parity.check_model(name, samples))
+            if not as_json:
+                _print_parity(results[-1], machine, audio)
+        ok = all(result.ok for result in results)
+        listed = [dataclasses.asdict(result) for result in results]
+        report["parity"] = {"ok": ok, "problem": None, "machine": machine, "audio": audio, "models": listed}
+    report["ok"] = report["ok"] and report["parity"]["ok"]
+    if as_json:
+        print(json.dumps(report, indent=2))
+    return EXIT_OK if report["ok"] else EXIT_PROBLEM
+
+
+def _doctors_report(checks: Sequence[Check]) -> dict[str, Any]:
+    ok = not any(check.ok is False for check in checks)
+    return {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}
 
 
 def _print_checks(checks: Sequence[Check]) -> None:
@@ -156,6 +218,40 @@ def _print_checks(checks: Sequence[Check]) -> None:
         print(line)
         if check.remedy is not None:
             print(f"      {'mend' if check.ok is False else 'to change'}: {check.remedy}")
+    problems = sum(check.ok is False for check in checks)
+    print()
+    print({0: "Everything is in order.", 1: "1 problem."}.get(problems, f"{problems} problems."), flush=True)
+
+
+def _print_parity(result: Parity, machine: dict[str, str | None], audio: str | None) -> None:
+    """Print the table of one model, what is wrong or notable, and the verdict in one line."""
+    print()
+    if result.rows:
+        print(f"{result.model} ({_size(result.dims)}) against torch, input: {audio or 'synthetic sound'}")
+        _print_rows(result.rows)
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    if result.problem is not None:
+        print(f"FAIL: {result.model}: {result.problem} ({facts})", flush=True)
+        return
+    failed = [row.name for row in result.rows if not row.ok]
+    verdict = f"FAIL: {result.model}: {', '.join(failed)}" if failed else f"pass: {result.model}"
+    graph_runs, fallbacks = sum(result.graph_runs.values()), sum(result.fallbacks.values())
+    ran = f"{result.precision} on {result.device}, {graph_runs} graph runs, {fallbacks} fallbacks"
+    print(f"{verdict} ({ran}, {facts})", flush=True)
+
+
+def _print_rows(rows: Sequence[Row]) -> None:
+    table = [["", "CHECK", "COMPARED", "MAX REL. ERROR", "LIMIT", "TOKENS"]]
+    for row in rows:
+        error = "-" if row.error is None else f"{row.error:.1e}"
+        tokens = "-" if row.tokens is None else f"{row.equal_tokens}/{row.tokens} equal"
+        table.append(["ok" if row.ok else "!!", row.name, row.compared, error, f"{row.limit:.0e}", tokens])
+    header, *lines = _aligned(table)
+    print(header)
+    for row, line in zip(rows, lines, strict=True):
+        print(line)
+        if row.note is not None:
+            print(textwrap.indent(row.note, 6 * " "))
 
 
 def warmup(names: Sequence[str], *, device: str | None) -> int:
@@ -178,15 +274,18 @@ def warmup(names: Sequence[str], *, device: str | None) -> int:
 
 
 def _print_warmup(result: WarmupResult) -> None:
-    dims = result.dims
-    encoder = f"encoder {dims.n_audio_layer} x {dims.n_audio_state}"
-    decoder = f"decoder {dims.n_text_layer} x {dims.n_text_state}"
     done = "found in the cache" if result.cached else "compiled"
     print(
-        f"{result.name}: {done} in {result.seconds:.1f} s "
-        f"({dims.n_mels} mels, {encoder}, {decoder}, {dims.n_vocab} tokens)",
+        f"{result.name}: {done} in {result.seconds:.1f} s ({_size(vars(result.dims))})",
         flush=True,  # now, since the next model may take minutes
     )
+
+
+def _size(dims: Mapping[str, int]) -> str:
+    """Upstream's `ModelDimensions` in words."""
+    encoder = f"encoder {dims['n_audio_layer']} x {dims['n_audio_state']}"
+    decoder = f"decoder {dims['n_text_layer']} x {dims['n_text_state']}"
+    return f"{dims['n_mels']} mels, {encoder}, {decoder}, {dims['n_vocab']} tokens"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -29,6 +29,17 @@ OLDEST_WHISPER = 20231106  # yyyymmdd, openai-whisper's own numbering
 OLDEST_NVIDIA_DRIVER = 580  # branch; MAX compiles for CUDA 13, or through an external ptxas for older drivers
 INSTALL_DRIVER = f"sudo apt-get install nvidia-driver-{OLDEST_NVIDIA_DRIVER}"
 HOOK_FILE = "whisper_max_plugin.pth"
+# The checks without which no model can be loaded on both backends; the others are about switching the plugin on.
+NEEDED_TO_RUN_MODELS = {
+    "python",
+    "torch",
+    "max",
+    "openai-whisper",
+    "whisper package",
+    "devices",
+    "backend max",
+    "backend torch",
+}
 
 
 @dataclass(frozen=True)
