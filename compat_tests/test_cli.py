@@ -17,6 +17,8 @@ import whisper_max_plugin
 from whisper_max_plugin import backends, doctor, errors, model, startup
 from whisper_max_plugin.cli import main
 
+from .help_texts import assert_upstreams_with_backend
+
 TINY = whisper.model.ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
 
 
@@ -110,14 +112,19 @@ def test_transcribe_with_an_unknown_backend_is_one_line(recorded_backends, capsy
     assert "\n" not in message
 
 
-def test_transcribe_help_is_upstreams_with_the_added_option(recorded_backends, capsys):
+def test_transcribe_help_is_upstreams_with_the_added_option(recorded_backends, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["whisper", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("whisper.transcribe").cli()
+    assert stopped.value.code == 0
+    upstreams = capsys.readouterr().out
+
     with pytest.raises(SystemExit) as stopped:
         main(["transcribe", "--help"])
     assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert text.startswith("usage: whisper-max transcribe ")
-    assert "--backend NAME" in text
-    assert "--word_timestamps" in text
+    ours = capsys.readouterr().out
+    assert ours.startswith("usage: whisper-max transcribe [-h]")
+    assert_upstreams_with_backend(ours, upstreams, "max, torch")
 
 
 # backends

@@ -105,19 +105,20 @@ def test_the_patch_survives_a_reload_of_whisper_and_comes_off_afterwards(python)
     assert printed(python("-c", code)) == [["echo", "tiny"], ["upstream", "tiny"]]
 
 
-def test_a_later_patch_by_somebody_else_stays(whisper, echo, monkeypatch):
-    monkeypatch.setattr(whisper, "load_model", whisper.load_model)
-    whisper_max_plugin.install("echo")
-    ours = whisper.load_model
+def test_a_later_patch_by_somebody_else_stays(whisper, echo):
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(whisper, "load_model", whisper.load_model)
+        whisper_max_plugin.install("echo")
+        ours = whisper.load_model
 
-    def theirs(*arguments, **options):
-        return ("theirs", ours(*arguments, **options))
+        def theirs(*arguments, **options):
+            return ("theirs", ours(*arguments, **options))
 
-    whisper.load_model = theirs
-    whisper_max_plugin.uninstall()
-    assert whisper.load_model is theirs
-    with pytest.raises(RuntimeError, match="Model nonesuch not found"):  # upstream's own answer
-        whisper.load_model("nonesuch")
+        whisper.load_model = theirs
+        whisper_max_plugin.uninstall()
+        assert whisper.load_model is theirs
+        with pytest.raises(RuntimeError, match="Model nonesuch not found"):  # upstream's own answer
+            whisper.load_model("nonesuch")
 
 
 def test_modules_that_imported_load_model_before_are_warned_about_once(python, folder):

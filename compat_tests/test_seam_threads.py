@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch import Tensor
 from whisper.decoding import DecodingOptions
 from whisper.model import Whisper
 
-from .compare import assert_close, assert_same_decoding
+from whisper_max_plugin.audio import load_audio
+
+from .compare import assert_close, assert_same_decoding, assert_same_result
 from .conftest import Pair, load_pair, random_checkpoint
+from .data import NANO, SAMPLE, SAMPLE_ES
 from .seam_fixtures import TOKENS, mel, mels, no_grad
 
 __all__ = ["mel", "mels", "no_grad"]  # fixtures, found by name
@@ -64,6 +68,29 @@ def test_one_model_in_two_threads(nano: Pair, mels: Tensor) -> None:
     for results, wanted in zip(actual, expected, strict=True):
         for result, wanted_result in zip(results, wanted, strict=True):
             assert_same_decoding(result, wanted_result)
+
+
+@pytest.fixture(scope="module")
+def recordings() -> list[tuple[Tensor, str]]:
+    """Two languages, so that nothing of one thread would look right in the other."""
+    samples = [torch.from_numpy(load_audio(path)[: 12 * 16000]) for path in (SAMPLE, SAMPLE_ES)]
+    return list(zip(samples, ("en", "es"), strict=True))
+
+
+def transcribe(model: Whisper, recording: tuple[Tensor, str], **options: Any) -> dict[str, Any]:
+    samples, language = recording
+    return model.transcribe(samples, language=language, fp16=False, temperature=0.0, **options)
+
+
+@pytest.mark.parametrize("n_models", [1, 2])
+def test_whole_transcriptions_in_two_threads(nano: Pair, recordings: list[tuple[Tensor, str]], n_models: int) -> None:
+    """Upstream's model, one for both, mixes the caches of the two: it fails, or hears something else."""
+    models = [nano.max, nano.max if n_models == 1 else load_pair(NANO).max]
+    expected = [transcribe(nano.torch, recording) for recording in recordings]
+    for _ in range(3):
+        calls = [partial(transcribe, *pair) for pair in zip(models, recordings, strict=True)]
+        for actual, wanted in zip(in_two_threads(calls), expected, strict=True):
+            assert_same_result(actual, wanted)
 
 
 def test_one_model_from_a_thread_that_did_not_load_it(nano: Pair, mel: Tensor, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from whisper_max_plugin import startup
 
+from .help_texts import assert_upstreams_with_backend
 from .stand_in import CONSOLE_SCRIPT, MODULE, STARTS, folder, printed, python
 
 __all__ = ["folder", "python"]  # fixtures, found by name
@@ -22,13 +23,11 @@ def test_the_whisper_command_takes_backend(python, start, option):
 @STARTS
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_its_help_is_upstreams_with_one_option_more(python, start, option):
-    def words_below_usage(**environment):
-        return python(*start, option, **environment).stdout.partition("\n\n")[2].split()
-
-    ours = "what the model runs on: echo, max, tired, torch (default: WHISPER_BACKEND, else torch)"
-    upstreams = words_below_usage(WHISPER_MAX_NO_HOOK="1")
-    assert words_below_usage() == [*upstreams, "--backend", "NAME", *ours.split()]
-    assert upstreams[:4] == ["positional", "arguments:", "audio", "audio"]
+    ours, upstreams = python(*start, option), python(*start, option, WHISPER_MAX_NO_HOOK="1")
+    assert (ours.returncode, ours.stderr) == (0, "")
+    assert_upstreams_with_backend(ours.stdout, upstreams.stdout, "echo, max, tired, torch")
+    program = upstreams.stdout.partition("[-h]")[0]
+    assert ours.stdout.startswith(f"{program}[-h]")
 
 
 @STARTS

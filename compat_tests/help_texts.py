@@ -1,0 +1,24 @@
+"""What `--help` has to say: everything that upstream's says, and the option `--backend` as the last one."""
+
+from __future__ import annotations
+
+
+def assert_upstreams_with_backend(ours: str, upstreams: str, backends: str) -> None:
+    """Two help texts have the same words, but for `--backend` in ours, which names `backends`."""
+    usage, options = _words(upstreams)
+    first_positional = usage.index("audio")
+    assert len(options) > len(usage) > 2
+    assert _words(ours) == (
+        [*usage[:first_positional], "[--backend", "NAME]", *usage[first_positional:]],
+        [
+            *options,
+            *f"--backend NAME what the model runs on: {backends} (default: WHISPER_BACKEND, else torch)".split(),
+        ],
+    )
+
+
+def _words(help_text: str) -> tuple[list[str], list[str]]:
+    """Return the words of the usage, without the program's name, and those of what is below it."""
+    usage, _, options = help_text.partition("\n\n")
+    words = usage.split()
+    return words[words.index("[-h]") :], options.split()
