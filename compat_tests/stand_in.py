@@ -26,6 +26,10 @@ STAND_IN = {
         def load_audio(file, sr=16000):
             return ["upstream", file, sr]
     """,
+    "whisper/timing.py": """
+        def find_alignment(model, tokenizer, text_tokens, mel, num_frames):
+            return []
+    """,
     "whisper/transcribe.py": """
         import argparse, json
         def transcribe(model, audio, **options):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
+from unittest import mock
 
 import pytest
 
@@ -119,6 +121,35 @@ def test_a_later_patch_by_somebody_else_stays(whisper, echo):
         assert whisper.load_model is theirs
         with pytest.raises(RuntimeError, match="Model nonesuch not found"):  # upstream's own answer
             whisper.load_model("nonesuch")
+
+
+def test_an_earlier_patch_by_somebody_else_is_what_ours_calls(whisper, echo, monkeypatch):
+    upstreams = whisper.load_model
+
+    def theirs(*arguments, **options):
+        return ("theirs", arguments, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whisper, "load_model", theirs)
+        whisper_max_plugin.install("echo")
+        assert whisper.load_model("tiny")[0] == "echo"
+        options = {"device": None, "download_root": None, "in_memory": False}
+        assert whisper.load_model("tiny", backend="torch") == ("theirs", ("tiny",), options)
+        parameters = inspect.signature(whisper.load_model).parameters
+        assert list(parameters) == ["name", "device", "download_root", "in_memory", "backend"]
+        whisper_max_plugin.uninstall()
+        assert whisper.load_model is theirs
+    assert whisper.load_model is upstreams
+
+
+def test_install_again_puts_back_what_somebodys_temporary_patch_took_off(whisper, echo):
+    with mock.patch.object(whisper, "load_model", autospec=True):
+        whisper_max_plugin.install("echo")
+    whisper_max_plugin.install("echo")
+    assert whisper.load_model("tiny")[0] == "echo"
+    whisper_max_plugin.uninstall()
+    with pytest.raises(RuntimeError, match="Model nonesuch not found"):
+        whisper.load_model("nonesuch")
 
 
 def test_modules_that_imported_load_model_before_are_warned_about_once(python, folder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -222,3 +223,49 @@ def test_spawned_workers_that_load_a_model_or_are_sent_one(nano: Pair, tmp_path:
         assert status["graph_runs"]["encoder"] > 0
         assert status["graph_runs"]["step"] > 0
         assert status["fallbacks"] == {}
+
+
+FORK = """
+    import json, multiprocessing, sys
+    import whisper
+    import whisper_max_plugin.auto
+
+    def transcribe(model):
+        return model.transcribe(samples, language="en", fp16=False)["text"]
+
+    def work(what):
+        try:
+            return transcribe(model if what == "sent by fork" else whisper.load_model(path, backend=what))
+        except whisper_max_plugin.errors.ForkedProcessError as error:
+            return str(error)
+
+    if __name__ == "__main__":
+        path, audio = sys.argv[1:]
+        samples = whisper.load_audio(audio)[: 8 * 16000]
+        results = {}
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            results["first loaded in the worker"] = pool.apply_async(work, ["max"]).get(timeout=60)
+        model = whisper.load_model(path)
+        results["in the parent"] = transcribe(model)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            for what in ("sent by fork", "max", "torch"):
+                results[what] = pool.apply_async(work, [what]).get(timeout=60)
+        results["in the parent, afterwards"] = transcribe(model)
+        print(json.dumps(results))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_workers_are_told_to_spawn_unless_they_load_the_first_model(nano: Pair, tmp_path: Path) -> None:
+    """Upstream's own model waits forever there: OpenMP's threads do not survive a fork either."""
+    script = tmp_path / "script.py"
+    script.write_text(inspect.cleandoc(FORK))
+    command = [sys.executable, str(script), str(NANO), str(SAMPLE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    for refused in ("sent by fork", "max"):
+        assert 'start the worker processes with multiprocessing.get_context("spawn")' in results.pop(refused)
+    assert len(results) == 4
+    expected = nano.torch.transcribe(load_audio(SAMPLE)[: 8 * 16000], language="en", fp16=False)["text"]
+    assert set(results.values()) == {expected}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,26 @@ def test_whole_transcriptions_in_two_threads(nano: Pair, recordings: list[tuple[
         calls = [partial(transcribe, *pair) for pair in zip(models, recordings, strict=True)]
         for actual, wanted in zip(in_two_threads(calls), expected, strict=True):
             assert_same_result(actual, wanted)
+
+
+def test_words_are_aligned_by_the_pass_of_their_own_thread(nano: Pair, recordings: list[tuple[Tensor, str]]) -> None:
+    """Upstream reads the scores by hooks on the model's modules, which see every thread's passes."""
+    expected = transcribe(nano.torch, recordings[0], word_timestamps=True)
+    meddling = []
+
+    def meddle(*_: object) -> None:
+        """While upstream is aligning words, its hooks in place, let another thread try to align some."""
+        if not meddling:
+            meddling.append(pool.submit(transcribe, nano.max, recordings[1], word_timestamps=True))
+            wait(meddling, timeout=1)
+
+    handle = nano.max.register_forward_hook(meddle)  # called in `find_alignment` only
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert_same_result(transcribe(nano.max, recordings[0], word_timestamps=True), expected)
+            assert_same_result(meddling[0].result(), transcribe(nano.torch, recordings[1], word_timestamps=True))
+    finally:
+        handle.remove()
 
 
 def test_one_model_from_a_thread_that_did_not_load_it(nano: Pair, mel: Tensor, tmp_path: Path) -> None:

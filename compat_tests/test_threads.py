@@ -111,3 +111,32 @@ def test_without_a_decode_there_is_nothing_to_lift() -> None:
     with all_torch_threads():
         assert torch.get_num_threads() == THREADS
     assert torch.get_num_threads() == THREADS
+
+
+def test_a_thread_that_begins_during_a_decode_keeps_all_threads_and_takes_none_from_others() -> None:
+    inside, go_on, limited, done = (threading.Event() for _ in range(4))
+    counts: list[int] = []
+
+    def begin_and_decode_later() -> None:
+        counts.append(torch.get_num_threads())
+        inside.set()
+        go_on.wait(10)
+        with one_torch_thread():
+            limited.set()
+            done.wait(10)
+        counts.append(torch.get_num_threads())
+
+    with one_torch_thread():
+        other = threading.Thread(target=begin_and_decode_later)
+        other.start()
+        inside.wait(10)
+    go_on.set()
+    limited.wait(10)
+    with one_torch_thread():
+        done.set()
+        other.join()
+    later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert counts == [THREADS] * 3
+    assert torch.get_num_threads() == THREADS

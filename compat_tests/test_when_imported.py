@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,20 @@ def test_a_callback_for_an_imported_module_runs_at_once_and_again_after_a_reload
     startup.forget("imported_later", callback)
     importlib.reload(module)
     assert values == [1, 22]
+
+
+def test_a_module_that_another_thread_is_importing_is_waited_for(module_file):
+    module_file.write_text("import time\ntime.sleep(0.3)\nvalue = 1\n")
+    importing = threading.Thread(target=importlib.import_module, args=("imported_later",))
+    importing.start()
+    while "imported_later" not in sys.modules:
+        time.sleep(0.01)
+    values = []
+    callback = lambda imported: values.append(imported.value)  # noqa: E731
+    startup.when_imported("imported_later", callback)
+    importing.join()
+    startup.forget("imported_later", callback)
+    assert values == [1]
 
 
 def test_the_modules_loader_stays_the_real_one(calls, module_file):

@@ -33,3 +33,7 @@ class CheckpointError(WhisperMaxError, RuntimeError):
 
 class FallbackError(WhisperMaxError, RuntimeError):
     """A graph could not serve a call, and ``WHISPER_MAX_STRICT=1`` forbids falling back to torch."""
+
+
+class ForkedProcessError(WhisperMaxError, RuntimeError):
+    """Graphs were asked to run in a process that was forked from one in which MAX had started."""

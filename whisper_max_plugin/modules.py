@@ -11,7 +11,7 @@ import whisper.model
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
-from .engine import CrossKV, DecoderOutput, Engine
+from .engine import CrossKV, DecoderOutput, Engine, refuse_after_fork
 from .hooks import has_hooks, run_forward_hooks, why_foreign
 from .kv_cache import KVCache
 from .report import REPORT
@@ -33,7 +33,14 @@ class MaxAudioEncoder(AudioEncoder):
         ------
         ValueError
             if the spectrogram holds NaN or infinite values
+        ForkedProcessError
+            in a process that was forked from one in which MAX had started
         """
+        refuse_after_fork()
+        with self.runtime.passes:
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         dims = self.runtime.dims
         if x.shape[1:] != (dims.n_mels, 2 * dims.n_audio_ctx) or x.shape[0] == 0 or not x.is_floating_point():
             return _upstreams_error(super().forward, x)
@@ -79,7 +86,16 @@ class MaxTextDecoder(TextDecoder):
         ------
         IndexError
             if a token is not in the vocabulary
+        ForkedProcessError
+            in a process that was forked from one in which MAX had started
         """
+        refuse_after_fork()
+        with self.runtime.passes:
+            return self._forward(x, xa, kv_cache, rows)
+
+    def _forward(
+        self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None, rows: Sequence[int] | None
+    ) -> Tensor:
         if not self._is_sound(x, xa, kv_cache):
             return _upstreams_error(self._forward_torch, x, xa, kv_cache)
         if (reason := self._unsupported(kv_cache)) is not None:

@@ -41,6 +41,9 @@ class Runtime:
         self._forget()
 
     def _forget(self) -> None:
+        # One pass at a time, since hooks sit on modules that all threads share; `find_alignment` takes it as well,
+        # so that its hooks see no other thread's pass.
+        self.passes = threading.RLock()
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._fingerprint: _Fingerprint | None = None

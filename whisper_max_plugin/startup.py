@@ -143,6 +143,8 @@ def when_imported(name: str, callback: Callable[[ModuleType], object]) -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     if name in sys.modules:
+        __import__(name)  # waits while another thread is importing it
+    if name in sys.modules:
         callback(sys.modules[name])
 
 

@@ -9,9 +9,15 @@ from contextlib import contextmanager
 
 import torch
 
-_lock = threading.RLock()  # a limit may be lifted by the garbage collector, anywhere
-_limited_decodes = 0
-_threads_outside = 0  # torch.get_num_threads() when the first of them began
+
+class _Limit(threading.local):
+    """The limit of one thread: OpenMP keeps a thread count for each thread."""
+
+    holders = 0
+    outside = 0  # torch.get_num_threads() when the first of them began
+
+
+_limit = _Limit()
 
 
 class OneTorchThread:
@@ -23,24 +29,30 @@ class OneTorchThread:
     """
 
     def __init__(self) -> None:
-        global _limited_decodes, _threads_outside
-        with _lock:
-            if _limited_decodes == 0:  # another thread's decode may have set it to 1 already
-                _threads_outside = torch.get_num_threads()
-            _limited_decodes += 1
-        torch.set_num_threads(1)
-        self._lift = weakref.finalize(self, _lift_limit)  # also if a caller forgets to remove it
+        if _limit.holders == 0:
+            _limit.outside = torch.get_num_threads()
+        _limit.holders += 1
+        _limit_this_thread(_limit.outside)
+        self._lift = weakref.finalize(self, _lift_limit, threading.get_ident())  # also if a caller forgets to remove it
 
     def remove(self) -> None:
         """Give torch its threads back."""
         self._lift()
 
 
-def _lift_limit() -> None:
-    global _limited_decodes
-    torch.set_num_threads(_threads_outside)
-    with _lock:
-        _limited_decodes -= 1
+def _limit_this_thread(outside: int) -> None:
+    # torch sets two numbers: the calling thread's, and the one that later threads start with and keep. For those
+    # nothing is to change, which takes another thread to say.
+    torch.set_num_threads(1)
+    other = threading.Thread(target=torch.set_num_threads, args=(outside,))
+    other.start()
+    other.join()
+
+
+def _lift_limit(limited: int) -> None:
+    if threading.get_ident() == limited:  # from another thread, or its garbage collector, nothing reaches this one
+        torch.set_num_threads(_limit.outside)
+        _limit.holders -= 1
 
 
 @contextmanager
@@ -56,11 +68,11 @@ def one_torch_thread() -> Iterator[None]:
 @contextmanager
 def all_torch_threads() -> Iterator[None]:
     """Lift `one_torch_thread`, for a forward pass that runs on torch after all."""
-    if _limited_decodes == 0:
+    if _limit.holders == 0:
         yield
         return
-    torch.set_num_threads(_threads_outside)
+    torch.set_num_threads(_limit.outside)
     try:
         yield
     finally:
-        torch.set_num_threads(1)
+        _limit_this_thread(_limit.outside)

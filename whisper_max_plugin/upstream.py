@@ -1,4 +1,4 @@
-"""The only file that patches whisper: `load_model`, and `load_audio` for machines without ffmpeg."""
+"""The only file that patches whisper: `load_model`, `load_audio` for machines without ffmpeg, a lock for threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import inspect
 import logging
 import shutil
 import sys
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATCHED = (("whisper", "load_model"), ("whisper", "load_audio"), ("whisper.audio", "load_audio"))
+PATCHED = (
+    ("whisper", "load_model"),
+    ("whisper", "load_audio"),
+    ("whisper.audio", "load_audio"),
+    ("whisper.timing", "find_alignment"),
+)
 SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
 BACKEND_PARAMETER = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")
 BACKEND_DOCUMENTATION = """
@@ -67,6 +74,7 @@ def activate(backend: str | None = None) -> list[str]:
     _activation.active = True
     _activation.installed = backend if backend is not None else _activation.installed
     startup.when_imported("whisper", _patch_whisper)
+    _patch_again()
     return _modules_with_original() if was_imported else []
 
 
@@ -103,18 +111,30 @@ def _patch_whisper(whisper: ModuleType) -> None:
     _replace(whisper, "load_model", _make_load_model)
     _replace(audio, "load_audio", _make_load_audio)
     _replace(whisper, "load_audio", _make_load_audio)
+    _replace(importlib.import_module("whisper.timing"), "find_alignment", _make_find_alignment)
+
+
+def _patch_again() -> None:
+    # Somebody's temporary patch, unittest.mock's for one, may have put upstream's function back over ours.
+    for module_name, attribute in PATCHED:
+        current = getattr(sys.modules.get(module_name), attribute, None)
+        for replacement, original in _originals.items():
+            if current is original:
+                setattr(sys.modules[module_name], attribute, replacement)
 
 
 def _check(whisper: ModuleType, module: ModuleType, attribute: str, expected: list[str]) -> None:
     function = getattr(module, attribute, None)
-    parameters = list(inspect.signature(function).parameters) if callable(function) else []
-    if parameters[: len(expected)] != expected:
+    try:
+        # What somebody else put there may take (*args, **kwargs).
+        inspect.signature(function).bind(**dict.fromkeys(expected))  # type: ignore[arg-type]
+    except TypeError:
         version = getattr(whisper, "__version__", "of unknown version")
         missing = f"{module.__name__}.{attribute}({', '.join(expected)})"
         raise UnsupportedWhisperError(
             f"whisper {version} ({whisper.__file__}) has no {missing} for whisper_max_plugin to replace: "
             "pip install 'openai-whisper>=20231106'"
-        )
+        ) from None
 
 
 def _replace(module: ModuleType, attribute: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -126,7 +146,7 @@ def _replace(module: ModuleType, attribute: str, make: Callable[[Callable[..., A
     setattr(module, attribute, replacement)
 
 
-# Both makers are cached: after uninstall() and install(), names imported in between are the plugin's again.
+# The makers are cached: after uninstall() and install(), names imported in between are the plugin's again.
 
 
 @functools.cache
@@ -148,9 +168,11 @@ def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]
         logger.info("loading %s on the backend %s", name, chosen.name)
         return chosen.load_model(name, device, download_root, in_memory, upstream_load_model=original)
 
-    signature = inspect.signature(original)
-    parameters = [*list(signature.parameters.values())[:4], BACKEND_PARAMETER]
-    load_model.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    own = inspect.signature(load_model, follow_wrapped=False)
+    theirs = inspect.signature(original)
+    own_parameters = {**own.parameters, "backend": BACKEND_PARAMETER}
+    parameters = [theirs.parameters.get(name, parameter) for name, parameter in own_parameters.items()]
+    load_model.__signature__ = theirs.replace(parameters=parameters)  # type: ignore[attr-defined]
     load_model.__annotations__ = {**original.__annotations__, "backend": BACKEND_PARAMETER.annotation}
     if original.__doc__ is not None:  # None under python -OO
         head, separator, tail = original.__doc__.partition("\n    Returns\n")
@@ -171,6 +193,22 @@ def _make_load_audio(
         return audio.load_audio(file, sr)
 
     return load_audio
+
+
+_alignment = threading.RLock()
+
+
+@functools.cache
+def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Upstream's function hooks the model's modules, and switches attention by a variable of its class, while it runs:
+    # other threads have to wait.
+    @functools.wraps(original)
+    def find_alignment(model: Whisper, *arguments: Any, **options: Any) -> Any:
+        runtime = getattr(model.decoder, "runtime", None)
+        with _alignment, runtime.passes if runtime is not None else nullcontext():
+            return original(model, *arguments, **options)
+
+    return find_alignment
 
 
 def _modules_with_original() -> list[str]:

@@ -1,0 +1,1 @@
+"""Packages that people build on Whisper, on accelerated models; each in a tox environment of its own."""
