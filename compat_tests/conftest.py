@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,8 @@ from .data import NANO
 
 _torch_passes: list[str] = []  # forward passes of accelerated models that upstream's torch code computed
 _graph_runs: list[int] = []  # per test
+_fallbacks: Counter[bool] = Counter()  # declared ones: in tests that provoke them, and in others
+_deselected: list[pytest.Item] = []
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def _count_torch_passes() -> None:
     for cls in (whisper.model.AudioEncoder, whisper.model.TextDecoder):
         original = cls.forward
 
+        @functools.wraps(original)
         def forward(self, *args, _original=original, **kwargs):  # type: ignore[no-untyped-def]
             result = _original(self, *args, **kwargs)
             if hasattr(self, "runtime"):
@@ -109,11 +116,31 @@ def no_undeclared_fallback(request: pytest.FixtureRequest) -> Iterator[None]:
     after = REPORT.snapshot()
     _graph_runs.append(sum(after["graph_runs"].values()) - sum(before["graph_runs"].values()))
     declared = sum(after["fallbacks"].values()) - sum(before["fallbacks"].values())
-    if request.node.get_closest_marker("falls_back") is None:
+    provoked = request.node.get_closest_marker("falls_back") is not None
+    _fallbacks[provoked] += declared
+    if not provoked:
         assert len(_torch_passes) == passes, f"torch computed {_torch_passes[passes:]} in place of a graph"
         assert declared == 0, f"unexpected fallbacks: {after['fallbacks']}"
     else:
         assert len(_torch_passes) - passes == declared, "a fallback was not declared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded_facts(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Write into the results (`--junitxml`) what matrix.py shows of a run beside the outcomes."""
+    for package in ("openai-whisper", "torch", "max"):
+        record_testsuite_property(package, metadata.version(package))
+    record_testsuite_property("python", platform.python_version())
+    record_testsuite_property("package", whisper_max_plugin.__file__)
+    yield
+    record_testsuite_property("graph_runs", sum(_graph_runs))
+    record_testsuite_property("fallbacks", _fallbacks[False])
+    record_testsuite_property("provoked_fallbacks", _fallbacks[True])
+    record_testsuite_property("deselected", len(_deselected))
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    _deselected.extend(items)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -33,6 +35,12 @@ JFK_WAV_URL = (
 )
 JFK_WAV_SHA256 = "4e727040711d9f8adc3767f786525ba1543b5dd34e3a851880a953933b402f55"
 JFK_BESIDE_THE_REPOSITORY = ROOT.parent / "shared" / "audio" / "jfk.flac"
+
+UPSTREAM_SDIST_URL = (
+    "https://files.pythonhosted.org/packages/35/8e/d36f8880bcf18ec026a55807d02fe4c7357da9f25aebd92f85178000c0dc/"
+    "openai_whisper-20250625.tar.gz"
+)
+UPSTREAM_SDIST_SHA256 = "37a91a3921809d9f44748ffc73c0a55c9f366c85a3ef5c2ae0cc09540432eb96"
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,29 @@ def jfk() -> Path:
     try:
         return download(JFK_WAV_URL, JFK_WAV_SHA256, JFK_WAV_MEMBER)
     except OSError as error:
-        reason = f"offline: jfk.flac is not in the cache and cannot be downloaded ({type(error).__name__})"
+        do_without("jfk.flac", error)
+
+
+@functools.cache
+def upstream_tests() -> dict[str, bytes]:
+    """Return upstream's own test files, name by name, as they lie in the pinned source distribution.
+
+    One serves all releases: the folder is the same, byte for byte, from 20231106 to 20250625.
+    The test is skipped if it is not there and cannot be downloaded; in CI it fails.
+    """
+    try:
+        sdist = download(UPSTREAM_SDIST_URL, UPSTREAM_SDIST_SHA256)
+    except OSError as error:
+        do_without("the source distribution of openai-whisper", error)
+    # from the verified archive, not from files that it was once unpacked to
+    with tarfile.open(sdist) as archive:
+        members = [member for member in archive.getmembers() if Path(member.name).match("tests/test_*.py")]
+        return {Path(member.name).name: archive.extractfile(member).read() for member in members}
+
+
+def do_without(what: str, error: OSError) -> NoReturn:
+    """Skip the test that needs `what`, which could not be downloaded; in CI, fail it."""
+    reason = f"offline: {what} is not in the cache and cannot be downloaded ({type(error).__name__})"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

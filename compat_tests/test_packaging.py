@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from .help_texts import assert_upstreams_with_backend
+
 PROJECT = Path(__file__).parents[1]
 HOOK_FILES = {"whisper_max_plugin.pth", "whisper_max_plugin.start"}
 UPSTREAM_COMMAND = """\
@@ -196,17 +198,20 @@ def test_an_install_adds_the_option_and_an_uninstall_leaves_upstreams_command(
     assert recorded >= HOOK_FILES
     assert not [path for path in recorded if Path(path).name == "whisper"]
     assert environment.whisper.read_bytes() == upstreams_command
-    assert "--backend NAME" in succeed(environment.whisper, "--help", cwd=tmp_path)
-    assert "--backend NAME" in succeed(environment.python, "-I", "-m", "whisper", "--help", cwd=tmp_path)
+    help_texts = [
+        succeed(environment.whisper, "--help", cwd=tmp_path),
+        succeed(environment.python, "-I", "-m", "whisper", "--help", cwd=tmp_path),
+    ]
 
     tool.uninstall()
 
     assert environment.recorded_files() is None
     assert not HOOK_FILES & {path.name for path in environment.site_packages.iterdir()}
     assert environment.whisper.read_bytes() == upstreams_command
-    help_text = succeed(environment.whisper, "--help", cwd=tmp_path)
-    assert "--model" in help_text
-    assert "--backend" not in help_text
+    upstreams_help = succeed(environment.whisper, "--help", cwd=tmp_path)
+    assert "--model" in upstreams_help
+    for help_text in help_texts:
+        assert_upstreams_with_backend(help_text, upstreams_help, "max, torch")
 
 
 @pytest.mark.parametrize("options", [[], ["-I"], ["-S"], ["-E"], ["-OO"], ["-W", "error"]])
