@@ -16,9 +16,10 @@ from max.engine import CompiledModel, InferenceSession
 from max.graph import DeviceRef, Graph, Module, TensorType
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin import artifacts, engine
+from whisper_max_plugin import artifacts
 from whisper_max_plugin.artifacts import ArtifactKey
 from whisper_max_plugin.report import REPORT
+from whisper_max_plugin.session import session as the_session
 
 SIZES = iter(range(1, 1000))
 
@@ -45,7 +46,7 @@ def works(compiled: CompiledModel) -> bool:
 
 
 def session() -> InferenceSession:
-    return engine._session()
+    return the_session()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,13 @@ def turbo(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def english(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A small model that knows English only."""
     return load_pair(random_checkpoint(tmp_path_factory.mktemp("english") / "small.en.pt", SMALL_ENGLISH))
+
+
+@pytest.fixture(scope="module")
+def odd_heads(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A model whose heads are no whole number of vectors, which the step's kernels leave to the decoder graph."""
+    dims = replace(SMALL_ENGLISH, n_text_state=120, n_text_head=3, n_audio_state=120, n_audio_head=3)
+    return load_pair(random_checkpoint(tmp_path_factory.mktemp("odd") / "odd.pt", dims))
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +116,8 @@ def test_english_only_models_detect_no_language(english: Pair) -> None:
     for model in (english.max, english.torch):
         with pytest.raises(ValueError, match="doesn't have language tokens"):
             model.detect_language(random_mel(english.torch.dims))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"beam_size": 5}], ids=["greedy", "beam search"])
+def test_tokens_of_a_model_with_heads_of_another_size(odd_heads: Pair, kwargs: dict[str, Any]) -> None:
+    compare_steps(odd_heads, **kwargs)

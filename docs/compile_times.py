@@ -13,23 +13,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 from max.driver import CPU
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, Module, TensorType
 
-from whisper_max_plugin.graphs import build_module
+from whisper_max_plugin.graphs import KERNELS, build_module
 from whisper_max_plugin.graphs.cross_attention import build_cross_kv, build_cross_scores
 from whisper_max_plugin.graphs.decoder import build_decoder
 from whisper_max_plugin.graphs.encoder import build_encoder
+from whisper_max_plugin.graphs.step import build_step
 from whisper_max_plugin.sizes import OFFICIAL_DIMS
 
+STORED = DType.float16  # the weights of OpenAI's checkpoints
 GRAPHS = {
     "encoder": build_encoder,
     "cross_kv": build_cross_kv,
-    "decoder": build_decoder,
+    "decoder": partial(build_decoder, stored=STORED),
     "cross_scores": build_cross_scores,
+    "step": partial(build_step, stored=STORED),
 }
 PRIMITIVES = {"x + x": lambda x: x + x, "x @ x": lambda x: x @ x}
 
@@ -38,7 +42,7 @@ def module_of(name: str, size: str) -> Module:
     """Build what the line `name` compiles."""
     dims, device = OFFICIAL_DIMS[size], DeviceRef.CPU()
     if name == "all graphs":
-        return build_module(dims, DType.float32, device)
+        return build_module(dims, DType.float32, device, STORED)
     module = Module()
     if name in GRAPHS:
         GRAPHS[name](module, dims, DType.float32, device)
@@ -53,7 +57,7 @@ def compile_alone(name: str, size: str) -> None:
     """Compile `name` in this process and print how long it took."""
     session, module = InferenceSession(devices=[CPU()]), module_of(name, size)
     started, cpu = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    session.compile(module)
+    session.compile(module, custom_extensions=[KERNELS])
     wall, cpu = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_utime - cpu
     print(f"{size} {name:14} {wall:6.1f} s wall {cpu:6.1f} s cpu", flush=True)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HERE = Path(__file__).parent
 TYPICAL_COMPILE_SECONDS = 90  # nano 80, turbo 105 on two cores: kinds of kernels cost, not layers
 
 
@@ -78,6 +79,8 @@ def obtain(
     RuntimeError
         if MAX cannot compile the graphs
     """
+    from .graphs import KERNELS
+
     key = ArtifactKey.of(dims, precision, device)
     path = cache_dir() / key.filename
     if (compiled := _read(path)) is not None:
@@ -87,7 +90,7 @@ def obtain(
             return compiled
         with compile_progress(_expected_seconds(path.parent)):
             started = time.monotonic()
-            compiled = session.compile(build())
+            compiled = session.compile(build(), custom_extensions=[KERNELS])
             seconds = time.monotonic() - started
         REPORT.compiled(seconds)
         logger.info("compiled %s in %.1f s", path.name, seconds)
@@ -221,7 +224,7 @@ def compile_progress(expected: float) -> Iterator[None]:
 def _graphs_digest() -> str:
     """Digest of the sources that the graphs are built from, so that an edit never meets an old artifact."""
     digest = hashlib.sha256()
-    for source in sorted((Path(__file__).parent / "graphs").glob("*.py")):
+    for source in sorted([*(HERE / "graphs").glob("*.py"), *(HERE / "kernels").glob("*.mojo")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 

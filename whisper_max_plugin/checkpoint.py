@@ -16,8 +16,8 @@ from whisper.model import ModelDimensions
 from .errors import CheckpointError
 
 
-def check_file(path: str | Path) -> ModelDimensions:
-    """Check the checkpoint at `path` strictly, and return its dimensions.
+def read(path: str | Path) -> tuple[ModelDimensions, dict[str, Tensor]]:
+    """Check the checkpoint at `path` strictly, and return its dimensions and tensors.
 
     Every supported version of upstream can then load it: recent ones pass ``weights_only=True`` themselves, older
     ones rely on this check. The tensors are mapped, not read into memory.
@@ -41,7 +41,7 @@ def check_file(path: str | Path) -> ModelDimensions:
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path} has no tensor but a {type(tensor).__name__} as {name!r}")
     check_state(dims, state, source=str(path))
-    return dims
+    return dims, state
 
 
 def _checked_dims(dims: Any, path: str | Path) -> ModelDimensions:

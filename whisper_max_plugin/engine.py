@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from max.driver import CPU, Buffer
+from max.driver import Buffer
 from max.dtype import DType
-from max.engine import CompiledModel, InferenceSession
+from max.engine import CompiledModel
 from max.graph import DeviceRef
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from . import artifacts
 from .checkpoint import check_state
-from .errors import ForkedProcessError
 from .graphs import build_module
 from .report import REPORT
+from .session import session
+from .weights import graph_weights, stored_dtype
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
@@ -78,9 +78,10 @@ class Engine:
         self.dims = dims
         self._lock = threading.Lock()
         check_state(dims, state, source="the model")
-        self._weights = graph_weights(state)  # keeps the memory alive that the graphs read
-        models = _session().init_all(compile_graphs(dims), weights_registry=self._weights)
-        self._encoder, self._decoder = models["encoder"], models["decoder"]
+        stored = stored_dtype(state)
+        self._weights = graph_weights(state, stored)  # keeps the memory alive that the graphs read
+        models = session().init_all(compile_graphs(dims, stored), weights_registry=self._weights)
+        self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
         self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
@@ -130,6 +131,27 @@ class Engine:
         logits, hidden, *traces = map(from_dlpack, outputs)
         return DecoderOutput(logits, hidden, traces[0::2], traces[1::2])
 
+    def step(self, tokens: Tensor, self_kv: Sequence[Tensor], cross_kv: CrossKV) -> Tensor:
+        """Run the decoder on one token per sequence, as `decode` does; return logits (batch, 1, n_vocab).
+
+        Parameters
+        ----------
+        tokens : Tensor, shape = (n_audio, n_group, 1), int64
+        self_kv, cross_kv : as for `decode`
+        """
+        if self._step is None:
+            return self.decode(tokens, [0], self_kv, cross_kv).logits
+        n_audio, n_group, _ = tokens.shape
+        inputs = [
+            _buffer(tokens.view(n_audio, n_group)),
+            *(_buffer(x.view(x.shape[0], n_audio, n_group, -1)) for x in self_kv),
+            *cross_kv,
+        ]
+        with self._lock:
+            (logits,) = self._step.execute(*inputs)
+        REPORT.graph_run("step")
+        return from_dlpack(logits).unsqueeze(1)
+
     def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:
         """Return one layer's cross-attention scores before the softmax, as upstream's ``qk``.
 
@@ -161,64 +183,30 @@ class Engine:
         return scores.reshape(batch, n_head, n_tokens, n_audio_ctx)
 
 
-@cache
-def _session() -> InferenceSession:
-    refuse_after_fork()
-    return InferenceSession(devices=[CPU()])
-
-
-_forked_while_running = False
-
-
-def refuse_after_fork() -> None:
-    """Fail in a process in which MAX would wait forever.
-
-    Raises
-    ------
-    ForkedProcessError
-        if this process was forked from one in which MAX had started: its threads did not come along
-    """
-    if _forked_while_running:
-        raise ForkedProcessError(
-            "this process was forked from one that runs graphs, and MAX's threads do not survive a fork: start the "
-            'worker processes with multiprocessing.get_context("spawn"), or load the first model in the workers'
-        )
-
-
-def _after_fork() -> None:
-    global _forked_while_running
-    if _session.cache_info().currsize > 0:
-        _forked_while_running = True
-        _session.cache_clear()
-        # OpenMP's threads did not come along either: without this, torch waits for them in the mel spectrogram already
-        torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-_compiled: dict[tuple[int, ...], CompiledModel] = {}
+_compiled: dict[tuple[tuple[int, ...], torch.dtype], CompiledModel] = {}
 _compile_lock = threading.Lock()
 
 
-def compile_graphs(dims: ModelDimensions) -> CompiledModel:
-    """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now."""
-    sizes = tuple(vars(dims).values())
+def compile_graphs(dims: ModelDimensions, stored: torch.dtype) -> CompiledModel:
+    """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now.
+
+    `stored` is the type of the step's weights, see `weights.stored_dtype`.
+    """
+    key = tuple(vars(dims).values()), stored
     with _compile_lock:
-        if sizes not in _compiled:
-            build = partial(build_module, dims, DType.float32, DeviceRef.CPU())
-            _compiled[sizes] = artifacts.obtain(_session(), dims, PRECISION, DEVICE, build)
-        return _compiled[sizes]
+        if key not in _compiled:
+            build = partial(build_module, dims, DType.float32, DeviceRef.CPU(), DType[_name(stored)])
+            _compiled[key] = artifacts.obtain(session(), dims, artifact_precision(stored), DEVICE, build)
+        return _compiled[key]
 
 
-def graph_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the graphs' weights for a model's `state`: its tensors as float32, and the convolutions' filters."""
-    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
-    for conv in ("encoder.conv1", "encoder.conv2"):
-        # (n_out, n_in, 3) to (1, 3, n_in, n_out), see `graphs.layers.conv1d`
-        weights[f"{conv}.filter"] = weights.pop(f"{conv}.weight").permute(2, 1, 0)[None].contiguous()
-    return weights
+def artifact_precision(stored: torch.dtype) -> str:
+    """Name the types that an artifact computes in, and reads the step's weights in."""
+    return PRECISION if _name(stored) == PRECISION else f"{PRECISION}-{_name(stored)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _buffer(tensor: Tensor) -> Buffer:

@@ -13,13 +13,14 @@ from whisper.model import ModelDimensions, Whisper
 
 from . import artifacts, checkpoint
 from .decoding import decode as decode_function
-from .engine import DEVICE, PRECISION, compile_graphs
+from .engine import DEVICE, artifact_precision, compile_graphs
 from .errors import DeviceError, UnknownModelError
 from .kv_cache import KVCache
 from .modules import MaxAudioEncoder, MaxTextDecoder
 from .runtime import Runtime
 from .sizes import OFFICIAL_DIMS
 from .threads import OneTorchThread
+from .weights import stored_dtype
 
 
 class MaxWhisper(Whisper):
@@ -99,7 +100,7 @@ def load(
     """
     _check_device(device)
     if name not in OFFICIAL_DIMS and os.path.isfile(name):  # upstream verifies downloads by their SHA-256
-        checkpoint.check_file(name)
+        checkpoint.read(name)
     return accelerate(upstream_load_model(name, device="cpu", download_root=download_root, in_memory=in_memory))
 
 
@@ -127,16 +128,17 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
     """
     _check_device(device)
     if name in OFFICIAL_DIMS:
-        dims = OFFICIAL_DIMS[name]
+        dims, stored = OFFICIAL_DIMS[name], torch.float16  # as OpenAI publishes them
     elif os.path.isfile(name):
-        dims = checkpoint.check_file(name)
+        dims, state = checkpoint.read(name)
+        stored = stored_dtype(state)
     else:
         raise UnknownModelError(
             f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
         )
-    cached = artifacts.is_cached(dims, PRECISION, DEVICE)
+    cached = artifacts.is_cached(dims, artifact_precision(stored), DEVICE)
     started = time.monotonic()
-    compile_graphs(dims)
+    compile_graphs(dims, stored)
     return WarmupResult(name, dims, time.monotonic() - started, cached)
 
 

@@ -11,11 +11,12 @@ import whisper.model
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
-from .engine import CrossKV, DecoderOutput, Engine, refuse_after_fork
+from .engine import CrossKV, DecoderOutput, Engine
 from .hooks import has_hooks, run_forward_hooks, why_foreign
 from .kv_cache import KVCache
 from .report import REPORT
 from .runtime import Runtime
+from .session import refuse_after_fork
 from .threads import all_torch_threads
 
 
@@ -111,12 +112,12 @@ class MaxTextDecoder(TextDecoder):
         n_audio = xa.shape[0]
         x = x.expand(max(x.shape[0], n_audio), -1)  # one sequence for many windows, as upstream broadcasts it
         batch, n_tokens = x.shape
-        output = engine.decode(
-            x.to("cpu", torch.int64).reshape(n_audio, batch // n_audio, n_tokens),
-            range(n_tokens) if rows is None else [row % n_tokens for row in rows],
-            cache.extend(batch, n_tokens),
-            cross_kv,
-        )
+        tokens = x.to("cpu", torch.int64).reshape(n_audio, batch // n_audio, n_tokens)
+        self_kv = cache.extend(batch, n_tokens)
+        if n_tokens == 1 and not self.is_observed():
+            return engine.step(tokens, self_kv, cross_kv).to(xa.device)
+        wanted = range(n_tokens) if rows is None else [row % n_tokens for row in rows]
+        output = engine.decode(tokens, wanted, self_kv, cross_kv)
         self._run_cross_attention_hooks(output, xa, cache, engine, cross_kv)
         if self.ln._forward_hooks:
             hidden = output.hidden.to(xa.device, xa.dtype)

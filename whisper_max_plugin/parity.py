@@ -195,7 +195,7 @@ def _load(name: str) -> Whisper:
     """Load upstream's model, whatever is installed at the moment."""
     load_model = inspect.unwrap(whisper.load_model)  # WHISPER_BACKEND may have put ours in front
     if name not in whisper.available_models():  # upstream verifies downloads by their SHA-256
-        checkpoint.check_file(name)
+        checkpoint.read(name)
     model: Whisper = load_model(name, device="cpu").eval()
     return model
 

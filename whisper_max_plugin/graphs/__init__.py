@@ -9,14 +9,24 @@ from whisper.model import ModelDimensions
 from .cross_attention import build_cross_kv, build_cross_scores
 from .decoder import build_decoder
 from .encoder import build_encoder
+from .kernels import KERNELS
+from .step import build_step, has_step
+
+__all__ = ["KERNELS", "build_module"]
 
 
-def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef) -> Module:
+def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None) -> Module:
     """Build all graphs of one model size into one module.
 
-    One module compiles faster than its graphs one by one, since they share kernels.
+    One module compiles faster than its graphs one by one, since they share kernels. With `stored`, the type of the
+    decoder's weights, the operations in `KERNELS` are used, which are for the CPU. The graph ``step`` is made of them,
+    and left out for models that they cannot serve.
     """
     module = Module()
-    for build in (build_encoder, build_cross_kv, build_decoder, build_cross_scores):
-        build(module, dims, dtype, device)
+    build_encoder(module, dims, dtype, device)
+    build_cross_kv(module, dims, dtype, device)
+    build_decoder(module, dims, dtype, device, stored)
+    build_cross_scores(module, dims, dtype, device)
+    if stored is not None and has_step(dims):
+        build_step(module, dims, dtype, device, stored)
     return module

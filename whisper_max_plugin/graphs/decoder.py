@@ -6,15 +6,20 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
+from .kernels import KERNELS, project
 from .layers import Weights, attention, layer_norm, linear, merge_heads, mlp, split_heads
 
 
-def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+def build_decoder(
+    module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None
+) -> None:
     """Add the graph ``decoder`` to `module`; it mirrors ``whisper.model.TextDecoder.forward``.
 
     Every length is dynamic, so the same graph runs the prefill (many tokens), a step (one token) and the
     teacher-forced pass of word alignment. A batch is ``n_audio * n_group`` sequences: the group (beams, or
     best-of samples) of one audio shares its cross-attention keys and values, which are read once for all of them.
+
+    With `stored`, the vocabulary is read in that type, by a kernel for few rows, as in the graph ``step``.
 
     Inputs
     ------
@@ -42,7 +47,7 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
         *[cross_type] * (2 * n_layer),
     ]
 
-    with Graph("decoder", input_types=input_types, module=module) as graph:
+    with Graph("decoder", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
         weights = Weights(dtype, device)
         tokens, offset, mask, rows = (value.tensor for value in graph.inputs[:4])
         caches = [value.buffer for value in graph.inputs[4 : 4 + 2 * n_layer]]
@@ -59,9 +64,10 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
             filled = ops.reshape(ops.buffer_load(caches[index]), [n_filled, batch, n_head, head_dim])
             return ops.permute(filled, [1, 2, 0, 3])
 
-        token_embedding = weights("decoder.token_embedding.weight", dims.n_vocab, n_state)
+        part, vocabulary = ("decoder", weights) if stored is None else ("stored", Weights(stored, device))
+        token_embedding = vocabulary(f"{part}.token_embedding.weight", dims.n_vocab, n_state)
         positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
-        x = ops.gather(token_embedding, tokens, axis=0) + ops.slice_tensor(positions, [new, slice(None)])
+        x = ops.gather(token_embedding, tokens, axis=0).cast(dtype) + ops.slice_tensor(positions, [new, slice(None)])
         x = ops.reshape(x, [batch, n_tokens, n_state])
 
         traces: list[TensorValue] = []
@@ -91,7 +97,13 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
             x = x + mlp(layer_norm(x, weights, f"{name}.mlp_ln", n_state), weights, f"{name}.mlp", n_state)
 
         read = layer_norm(ops.gather(x, rows, axis=1), weights, "decoder.ln", n_state)
-        graph.output(read @ ops.transpose(token_embedding, 0, 1), x, *traces)
+        if stored is None:
+            logits = read @ ops.transpose(token_embedding, 0, 1)
+        else:
+            n_rows = rows.shape[0]
+            logits = project(ops.reshape(read, [batch * n_rows, n_state]), token_embedding)
+            logits = ops.reshape(logits, [batch, n_rows, dims.n_vocab])
+        graph.output(logits, x, *traces)
 
 
 def _host_scalar(dim: object) -> TensorValue:

@@ -1,0 +1,86 @@
+"""The step reads weights as float16 where nothing is lost by it, and as float32 where something would be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from whisper_max_plugin.weights import graph_weights, stored_dtype
+
+from .compare import assert_close, assert_same_decoding
+from .conftest import Pair, load_pair
+from .data import NANO
+from .kv_caches import with_cache
+from .seam_fixtures import TOKENS, features, mel, mels, no_grad
+
+__all__ = ["features", "mel", "mels", "no_grad"]  # fixtures, found by name
+
+OPTIONS = {"fp16": False, "language": "en", "sample_len": 12}
+
+
+@pytest.fixture
+def tuned() -> Pair:
+    """nano as after some training: its weights are no longer exact in float16."""
+    pair = load_pair(NANO)
+    for model in (pair.torch, pair.max):
+        for parameter in model.parameters():
+            parameter.data.mul_(1.0001)
+    return pair
+
+
+def test_a_checkpoint_of_openai_is_read_as_it_was_stored(nano: Pair) -> None:
+    assert next(nano.torch.parameters()).dtype == torch.float32
+    assert stored_dtype(nano.torch.state_dict()) == torch.float16
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1 + 2**-12, 65520.0, 2.0**-30, float("inf"), float("nan")],
+    ids=["a bit too many", "too large", "too small", "infinite", "not a number"],
+)
+def test_one_value_decides(nano: Pair, value: float) -> None:
+    state = {name: tensor.clone() for name, tensor in nano.torch.state_dict().items()}
+    state["decoder.blocks.1.mlp.2.weight"][3, 7] = value
+    lost = not torch.isinf(torch.tensor(value))  # infinity is exact in float16
+    assert stored_dtype(state) == (torch.float32 if lost else torch.float16)
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1.weight", "decoder.ln.weight", "decoder.blocks.0.attn.out.bias"])
+def test_what_the_step_does_not_read_as_float16_has_no_say(nano: Pair, name: str) -> None:
+    state = {name: tensor.clone() for name, tensor in nano.torch.state_dict().items()}
+    state[name].mul_(1.0001)
+    assert stored_dtype(state) == torch.float16
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 5}, {"temperature": 0.8, "best_of": 3}], ids=str)
+def test_a_tuned_model_decodes_as_upstream_does(tuned: Pair, mel: Tensor, options: dict[str, object]) -> None:
+    assert stored_dtype(tuned.max.state_dict()) == torch.float32
+    torch.manual_seed(0)
+    expected = tuned.torch.decode(mel[0], **OPTIONS, **options)
+    torch.manual_seed(0)
+    assert_same_decoding(tuned.max.decode(mel[0], **OPTIONS, **options), expected)
+
+
+def test_a_model_that_is_tuned_between_two_passes(features: Tensor) -> None:
+    pair = load_pair(NANO)
+    for scale in (1.0, 1.0001):
+        for model in (pair.torch, pair.max):
+            model.decoder.blocks[0].mlp[0].weight.mul_(scale)
+        chunks = TOKENS.split([5, 1, 1, 1], dim=1)
+        *ours, _ = with_cache(pair.max, chunks, features)
+        *theirs, _ = with_cache(pair.torch, chunks, features)
+        for actual, expected in zip(ours, theirs, strict=True):
+            assert_close(actual, expected)
+
+
+def test_only_what_the_step_reads_is_held_twice(nano: Pair) -> None:
+    state = nano.torch.state_dict()
+    weights = graph_weights(state, torch.float16)
+    for name, tensor in state.items():
+        if name.endswith(("conv1.weight", "conv2.weight")):
+            continue  # laid out anew
+        assert weights[name].data_ptr() == tensor.data_ptr(), f"{name} was copied"
+    copies = {name: tensor for name, tensor in weights.items() if name.startswith("stored.")}
+    assert all(tensor.dtype == torch.float16 for name, tensor in copies.items() if name.endswith("weight"))
+    assert "stored.token_embedding.weight" in copies

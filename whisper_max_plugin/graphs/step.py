@@ -1,0 +1,83 @@
+"""The step graph: the decoder on one token per sequence, with kernels that read weights, keys and values in place."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
+from whisper.model import ModelDimensions
+
+from .kernels import KERNELS, cross_attention, linear, linear_add, linear_gelu, project, self_attention
+from .layers import Weights, layer_norm
+
+LARGEST_VECTOR = 16  # float32 values in a register: what the attention kernels take a head to be a multiple of
+
+
+def has_step(dims: ModelDimensions) -> bool:
+    """Tell whether the kernels can serve a model of `dims`; OpenAI's have heads of 64."""
+    return dims.n_text_state // dims.n_text_head % LARGEST_VECTOR == 0
+
+
+def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
+    """Add the graph ``step`` to `module`: ``decoder`` for one token, which is most of what decoding does.
+
+    A step reads every weight for a few rows, so memory is what it waits for: the linear layers' weights are read
+    as they are `stored`, float16 for OpenAI's checkpoints, and multiplied and summed up in `dtype`.
+
+    Inputs
+    ------
+    tokens (n_audio, n_group) int64; 2 * n_text_layer self-attention buffers and 2 * n_text_layer cross-attention
+    tensors as ``decoder`` takes them. The token's position is the last of the buffers.
+
+    Outputs
+    -------
+    logits (n_audio * n_group, n_vocab)
+    """
+    n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
+    head_dim = n_state // n_head
+    cache_type = BufferType(dtype, ["n_filled", "n_audio", "n_group", n_state], device)
+    cross_type = TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
+    input_types = [
+        TensorType(DType.int64, ["n_audio", "n_group"], device),
+        *[cache_type] * (2 * n_layer),
+        *[cross_type] * (2 * n_layer),
+    ]
+
+    with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
+        weights = Weights(dtype, device)
+        stored_weights = Weights(stored, device)
+        tokens = graph.inputs[0].tensor
+        caches = [value.buffer for value in graph.inputs[1 : 1 + 2 * n_layer]]
+        cross_kv = [value.tensor for value in graph.inputs[1 + 2 * n_layer :]]
+        n_audio, n_group = tokens.shape
+        batch = n_audio * n_group
+        n_filled = caches[0].shape[0]
+
+        def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
+            """Return a linear layer's weight and bias; three layers in one are laid out for this graph."""
+            bias = f"stored.{name}.bias" if name.endswith("qkv") else f"decoder.{name}.bias"
+            return stored_weights(f"stored.{name}.weight", n_out, n_in), weights(bias, n_out)
+
+        token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
+        positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
+        position = ops.shape_to_tensor([n_filled]) - 1
+        x = ops.gather(token_embedding, ops.reshape(tokens, [batch]), axis=0).cast(dtype)
+        x = x + ops.gather(positions, position, axis=0)  # (batch, n_state)
+
+        for layer in range(n_layer):
+            name = f"blocks.{layer}"
+            h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
+            qkv = linear(h, *matrix(f"{name}.attn.qkv", 3 * n_state, n_state))
+            a = self_attention(qkv, caches[2 * layer], caches[2 * layer + 1], head_dim)
+            x = linear_add(a, *matrix(f"{name}.attn.out", n_state, n_state), x)
+
+            h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
+            q = linear(h, *matrix(f"{name}.cross_attn.query", n_state, n_state))
+            a = cross_attention(q, cross_kv[2 * layer], cross_kv[2 * layer + 1])
+            x = linear_add(a, *matrix(f"{name}.cross_attn.out", n_state, n_state), x)
+
+            h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)
+            h = linear_gelu(h, *matrix(f"{name}.mlp.0", 4 * n_state, n_state))
+            x = linear_add(h, *matrix(f"{name}.mlp.2", n_state, 4 * n_state), x)
+
+        x = layer_norm(x, weights, "decoder.ln", n_state)
+        graph.output(project(x, token_embedding))

@@ -1,0 +1,171 @@
+"""Attention of one token: queries of one position against keys and values where they lie."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from extensibility import _MutableInputTensor as MutableInputTensor
+from max.algorithm import sync_parallelize
+from max.gpu.host import DeviceContext
+from std.math import exp, rsqrt
+from std.sys import simd_width_of
+
+comptime WIDTH = simd_width_of[DType.float32]()
+comptime Floats = SIMD[DType.float32, WIDTH]
+comptime GROUP = 5  # queries that read keys and values together: the beams of one window
+
+
+@always_inline
+def attend[
+    rows: Int, head_dim: Int
+](
+    y: Pointer[mut=True, Scalar[DType.float32], ...],
+    q: Pointer[Scalar[DType.float32], ...],
+    k: Pointer[Scalar[DType.float32], ...],
+    v: Pointer[Scalar[DType.float32], ...],
+    row_stride: Int,
+    key_stride: Int,
+    n_keys: Int,
+):
+    """Softmax attention of `rows` queries, a `row_stride` apart, to `n_keys` keys and values, a `key_stride` apart."""
+    comptime assert head_dim % WIDTH == 0, "a head is not a whole number of vectors"
+    comptime lanes = head_dim // WIDTH
+    var scale = rsqrt(Scalar[DType.float32](head_dim))
+    var padded = (n_keys + WIDTH - 1) // WIDTH * WIDTH
+    var scores = List[Scalar[DType.float32]](length=rows * padded, fill=Scalar[DType.float32].MIN_FINITE)
+    var p = scores.unsafe_ptr()
+
+    var qs = Array[Floats, rows * lanes](fill=Floats(0))
+    comptime for r in range(rows):
+        comptime for i in range(lanes):
+            qs[r * lanes + i] = q.unsafe_load[width=WIDTH](r * row_stride + i * WIDTH) * scale
+    for t in range(n_keys):
+        var key = k.unsafe_offset(t * key_stride)
+        var products = Array[Floats, rows](fill=Floats(0))
+        comptime for i in range(lanes):
+            var ks = key.unsafe_load[width=WIDTH](i * WIDTH)
+            comptime for r in range(rows):
+                products[r] = ks.fma(qs[r * lanes + i], products[r])
+        comptime for r in range(rows):
+            p[unsafe_offset = r * padded + t] = products[r].reduce_add()
+
+    var inverse = Array[Scalar[DType.float32], rows](fill=0)
+    comptime for r in range(rows):
+        var row = p.unsafe_offset(r * padded)
+        var largest = Floats(Scalar[DType.float32].MIN_FINITE)
+        for t in range(0, padded, WIDTH):
+            largest = max(largest, row.unsafe_load[width=WIDTH](t))
+        var top = largest.reduce_max()
+        var total = Floats(0)
+        for t in range(0, padded, WIDTH):
+            var weight = exp(row.unsafe_load[width=WIDTH](t) - top)
+            row.unsafe_store(t, weight)
+            total += weight
+        # the padding's weights are exactly zero: exp of a value far below the smallest exponent
+        inverse[r] = 1 / total.reduce_add()
+
+    var sums = Array[Floats, rows * lanes](fill=Floats(0))
+    for t in range(n_keys):
+        var value = v.unsafe_offset(t * key_stride)
+        comptime for i in range(lanes):
+            var vs = value.unsafe_load[width=WIDTH](i * WIDTH)
+            comptime for r in range(rows):
+                sums[r * lanes + i] = vs.fma(p[unsafe_offset = r * padded + t], sums[r * lanes + i])
+    comptime for r in range(rows):
+        comptime for i in range(lanes):
+            y.unsafe_store(r * row_stride + i * WIDTH, sums[r * lanes + i] * inverse[r])
+
+
+@extensibility.register("whisper_self_attention")
+struct SelfAttention[head_dim: Int]:
+    """Write one token's keys and values at the end of the cache, and attend to all of it.
+
+    y (n_audio * n_group, n_state); qkv (n_audio * n_group, 3 * n_state); keys and values (n_filled, n_audio, n_group,
+    n_state), of which this fills the last.
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        qkv: InputTensor[dtype=DType.float32, rank=2, ...],
+        keys: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        values: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var n_filled = keys.dim_size(0)
+        var batch = y.dim_size(0)
+        var n_state = y.dim_size(1)
+        var n_head = n_state // Self.head_dim
+        var yp = y.unsafe_ptr()
+        var xp = qkv.unsafe_ptr()
+        var kp = keys.unsafe_ptr()
+        var vp = values.unsafe_ptr()
+
+        def work(task: Int) raises {imm}:
+            var b = task // n_head
+            var at = b * n_state + task % n_head * Self.head_dim
+            var source = xp.unsafe_offset(b * 3 * n_state + task % n_head * Self.head_dim)
+            var last = (n_filled - 1) * batch * n_state + at
+            for i in range(0, Self.head_dim, WIDTH):
+                kp.unsafe_store(last + i, source.unsafe_load[width=WIDTH](n_state + i))
+                vp.unsafe_store(last + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
+            attend[1, Self.head_dim](
+                yp.unsafe_offset(at),
+                source,
+                kp.unsafe_offset(at),
+                vp.unsafe_offset(at),
+                n_state,
+                batch * n_state,
+                n_filled,
+            )
+
+        sync_parallelize(work, batch * n_head)
+
+
+@extensibility.register("whisper_cross_attention")
+struct CrossAttention[head_dim: Int]:
+    """Attend to a window's keys and values, read once for all sequences of its group.
+
+    y and q (n_audio * n_group, n_state); keys and values (n_audio, n_head, n_audio_ctx, head_dim).
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        q: InputTensor[dtype=DType.float32, rank=2, ...],
+        keys: InputTensor[dtype=DType.float32, rank=4, ...],
+        values: InputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var n_audio = keys.dim_size(0)
+        var n_head = keys.dim_size(1)
+        var n_keys = keys.dim_size(2)
+        var n_state = y.dim_size(1)
+        var n_group = y.dim_size(0) // n_audio
+        var yp = y.unsafe_ptr()
+        var qp = q.unsafe_ptr()
+        var kp = keys.unsafe_ptr()
+        var vp = values.unsafe_ptr()
+
+        def work(task: Int) raises {imm}:
+            var of_head = task * n_keys * Self.head_dim
+            var at = task // n_head * n_group * n_state + task % n_head * Self.head_dim
+            var row = 0
+            while row < n_group:
+                var rows = min(GROUP, n_group - row)
+                comptime for r in range(1, GROUP + 1):
+                    if rows == r:
+                        attend[r, Self.head_dim](
+                            yp.unsafe_offset(at + row * n_state),
+                            qp.unsafe_offset(at + row * n_state),
+                            kp.unsafe_offset(of_head),
+                            vp.unsafe_offset(of_head),
+                            n_state,
+                            Self.head_dim,
+                            n_keys,
+                        )
+                row += rows
+
+        sync_parallelize(work, n_audio * n_head)

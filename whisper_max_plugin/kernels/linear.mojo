@@ -1,0 +1,174 @@
+"""Linear layers of few rows: weights are read once, as they are stored, and accumulated in float32."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from max.algorithm import sync_parallelize
+from max.gpu.host import DeviceContext
+from std.math import ceildiv, erf
+from std.sys import simd_width_of, size_of
+
+comptime WIDTH = simd_width_of[DType.float32]()
+comptime CHUNK_BYTES = 64 * 1024  # of weights, for one task: small beside a cache, large beside the cost of a task
+
+
+@always_inline
+def tile[
+    type: DType, rows: Int, outputs: Int
+](
+    x: Pointer[Scalar[DType.float32], ...],
+    w: Pointer[Scalar[type], ...],
+    k: Int,
+) -> Array[Scalar[DType.float32], rows * outputs]:
+    """Products of `rows` rows of x and `outputs` rows of w, each of length k."""
+    var sums = Array[SIMD[DType.float32, WIDTH], rows * outputs](fill=SIMD[DType.float32, WIDTH](0))
+    var vector_end = k - k % WIDTH
+    for j in range(0, vector_end, WIDTH):
+        var xs = Array[SIMD[DType.float32, WIDTH], rows](fill=SIMD[DType.float32, WIDTH](0))
+        comptime for m in range(rows):
+            xs[m] = x.unsafe_load[width=WIDTH](m * k + j)
+        comptime for n in range(outputs):
+            var ws = w.unsafe_load[width=WIDTH](n * k + j).cast[DType.float32]()
+            comptime for m in range(rows):
+                sums[m * outputs + n] = ws.fma(xs[m], sums[m * outputs + n])
+    var result = Array[Scalar[DType.float32], rows * outputs](fill=0)
+    comptime for m in range(rows):
+        comptime for n in range(outputs):
+            var sum = sums[m * outputs + n].reduce_add()
+            for j in range(vector_end, k):
+                sum += w[unsafe_offset = n * k + j].cast[DType.float32]() * x[unsafe_offset = m * k + j]
+            result[m * outputs + n] = sum
+    return result^
+
+
+@always_inline
+def linear[
+    type: DType, has_bias: Bool, has_residual: Bool, gelu: Bool
+](
+    y: Pointer[mut=True, Scalar[DType.float32], ...],
+    x: Pointer[Scalar[DType.float32], ...],
+    w: Pointer[Scalar[type], ...],
+    bias: Pointer[Scalar[DType.float32], ...],
+    residual: Pointer[Scalar[DType.float32], ...],
+    m: Int,
+    n: Int,
+    k: Int,
+) raises:
+    """Compute y (m, n) = x (m, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual (m, n)]."""
+
+    @always_inline
+    def finish(row: Int, output: Int, product: Scalar[DType.float32]) {imm}:
+        var value = product
+        comptime if has_bias:
+            value += bias[unsafe_offset=output]
+        comptime if gelu:
+            value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
+        comptime if has_residual:
+            value += residual[unsafe_offset = row * n + output]
+        y[unsafe_offset = row * n + output] = value
+
+    @always_inline
+    def block[rows: Int, outputs: Int](row: Int, output: Int) {imm}:
+        var products = tile[type, rows, outputs](x.unsafe_offset(row * k), w.unsafe_offset(output * k), k)
+        comptime for i in range(rows):
+            comptime for j in range(outputs):
+                finish(row + i, output + j, products[i * outputs + j])
+
+    var per_task = max(8, CHUNK_BYTES // (k * size_of[type]()) // 8 * 8)
+
+    def work(task: Int) raises {imm}:
+        var first = task * per_task
+        var last = min(n, first + per_task)
+        var row = 0
+        while row < m:  # the task's weights stay in a cache for further rows
+            var rows = min(5, m - row)
+            comptime for r in range(1, 6):
+                if rows == r:
+                    comptime outputs = 8 if r == 1 else 4
+                    var output = first
+                    while output + outputs <= last:
+                        block[r, outputs](row, output)
+                        output += outputs
+                    while output < last:
+                        block[r, 1](row, output)
+                        output += 1
+            row += rows
+
+    sync_parallelize(work, ceildiv(n, per_task))
+
+
+@extensibility.register("whisper_linear")
+struct Linear:
+    @staticmethod
+    def execute[
+        type: DType, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        w: InputTensor[dtype=type, rank=2, ...],
+        bias: InputTensor[dtype=DType.float32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var b = bias.unsafe_ptr()
+        linear[type, True, False, False](
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        )
+
+
+@extensibility.register("whisper_linear_gelu")
+struct LinearGelu:
+    @staticmethod
+    def execute[
+        type: DType, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        w: InputTensor[dtype=type, rank=2, ...],
+        bias: InputTensor[dtype=DType.float32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var b = bias.unsafe_ptr()
+        linear[type, True, False, True](
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        )
+
+
+@extensibility.register("whisper_linear_add")
+struct LinearAdd:
+    @staticmethod
+    def execute[
+        type: DType, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        w: InputTensor[dtype=type, rank=2, ...],
+        bias: InputTensor[dtype=DType.float32, rank=1, ...],
+        residual: InputTensor[dtype=DType.float32, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        linear[type, True, True, False](
+            y.unsafe_ptr(),
+            x.unsafe_ptr(),
+            w.unsafe_ptr(),
+            bias.unsafe_ptr(),
+            residual.unsafe_ptr(),
+            x.dim_size(0),
+            w.dim_size(0),
+            w.dim_size(1),
+        )
+
+
+@extensibility.register("whisper_project")
+struct Project:
+    @staticmethod
+    def execute[
+        type: DType, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        w: InputTensor[dtype=type, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var p = x.unsafe_ptr()
+        linear[type, False, False, False](
+            y.unsafe_ptr(), p, w.unsafe_ptr(), p, p, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        )

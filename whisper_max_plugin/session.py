@@ -1,0 +1,50 @@
+"""The one MAX session of a process, which does not survive a fork."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import torch
+from max.driver import CPU
+from max.engine import InferenceSession
+
+from .errors import ForkedProcessError
+
+
+@cache
+def session() -> InferenceSession:
+    """Return the session, made at the first call."""
+    refuse_after_fork()
+    return InferenceSession(devices=[CPU()])
+
+
+_forked_while_running = False
+
+
+def refuse_after_fork() -> None:
+    """Fail in a process in which MAX would wait forever.
+
+    Raises
+    ------
+    ForkedProcessError
+        if this process was forked from one in which MAX had started: its threads did not come along
+    """
+    if _forked_while_running:
+        raise ForkedProcessError(
+            "this process was forked from one that runs graphs, and MAX's threads do not survive a fork: start the "
+            'worker processes with multiprocessing.get_context("spawn"), or load the first model in the workers'
+        )
+
+
+def _after_fork() -> None:
+    global _forked_while_running
+    if session.cache_info().currsize > 0:
+        _forked_while_running = True
+        session.cache_clear()
+        # OpenMP's threads did not come along either: without this, torch waits for them in the mel spectrogram already
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,63 @@
+"""A model's tensors as its graphs take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+ROWS_AT_A_TIME = 1024  # of a matrix that is looked at, so that no copy of a whole one is made
+
+
+def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the type that kernels read the decoder's weights in: float16 if they are all exact in it, else float32.
+
+    OpenAI's checkpoints hold float16, which upstream expands to float32 on the CPU. A fine-tune may hold more.
+    """
+    for name in _stored(state):
+        for part in torch.split(state[name].detach(), ROWS_AT_A_TIME):
+            if part.dtype != torch.float16 and not torch.equal(part.half().to(part.dtype), part):
+                return torch.float32
+    return torch.float16
+
+
+def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Tensor]:
+    """Return the graphs' weights for a model's `state`: its tensors as float32, and those in another layout.
+
+    These are the convolutions' filters, and what the step's kernels read: weights as `stored`, with the query, key and
+    value projections of self-attention in one. Tensors that are contiguous float32 on the CPU are shared with
+    the model, not copied.
+    """
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    for name in _stored(state):
+        if ".attn.query" in name:
+            parts = [weights[name.replace("query", part)] for part in ("query", "key", "value")]
+            weights[_stored_name(name)] = torch.cat(parts).to(stored)  # (3 * n_state, n_state)
+        elif ".attn.key" not in name and ".attn.value" not in name:
+            weights[_stored_name(name)] = weights[name].to(stored)
+    for name in [name for name in state if name.startswith("decoder.blocks") and name.endswith(".attn.query.bias")]:
+        query, value = weights[name], weights[name.replace("query", "value")]
+        weights[_stored_name(name)] = torch.cat([query, torch.zeros_like(query), value])  # the key has none
+    for conv in ("encoder.conv1", "encoder.conv2"):
+        # (n_out, n_in, 3) to (1, 3, n_in, n_out), see `graphs.layers.conv1d`
+        weights[f"{conv}.filter"] = weights.pop(f"{conv}.weight").permute(2, 1, 0)[None].contiguous()
+    return weights
+
+
+def _stored(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the matrices that kernels read."""
+    return [
+        name
+        for name in state
+        if name == "decoder.token_embedding.weight"
+        or (name.startswith("decoder.blocks") and state[name].ndim == 2 and not _is_of_cross_kv(name))
+    ]
+
+
+def _is_of_cross_kv(name: str) -> bool:
+    return name.endswith((".cross_attn.key.weight", ".cross_attn.value.weight"))
+
+
+def _stored_name(name: str) -> str:
+    return name.replace("decoder.", "stored.", 1).replace(".attn.query", ".attn.qkv")
