@@ -104,18 +104,16 @@ def test_the_reference_is_upstreams_whatever_is_switched_on(nano: Pair, disturb:
 
 @pytest.fixture
 def disturb(monkeypatch: pytest.MonkeyPatch) -> Disturb:
-    """Let a method of `Engine` return something else; for ``decode`` where `when(n_group, n_tokens)`."""
+    """Let a method of `Engine` return something else; for ``decode`` and ``step`` where `when(n_group, n_tokens)`."""
 
     def disturb(method: str, change: Callable[[Any], Any], when: Callable[[int, int], bool] = lambda *_: True) -> None:
         original = getattr(Engine, method)
 
         def disturbed(self: Engine, *args: Any) -> Any:
             result = original(self, *args)
-            if method != "decode":
-                return change(result)
-            if not when(*args[0].shape[1:]):
+            if method in ("decode", "step") and not when(*args[0].shape[1:]):
                 return result
-            return replace(result, logits=change(result.logits))
+            return replace(result, logits=change(result.logits)) if method == "decode" else change(result)
 
         monkeypatch.setattr(Engine, method, disturbed)
 
@@ -132,8 +130,8 @@ def off_by(error: float) -> Callable[[Tensor], Tensor]:
         ("encode", None, ["encoder"]),
         ("decode", lambda n_group, n_tokens: n_tokens > 4, ["prefill"]),
         ("decode", lambda n_group, n_tokens: n_tokens == 4, ["beams"]),
-        ("decode", lambda n_group, n_tokens: n_tokens == n_group == 1, ["steps"]),
-        ("decode", lambda n_group, n_tokens: n_group == 5, ["beams"]),
+        ("step", lambda n_group, n_tokens: n_group == 1, ["steps"]),
+        ("step", lambda n_group, n_tokens: n_group == 5, ["beams"]),
         ("cross_scores", None, ["alignment"]),
     ],
 )
@@ -150,6 +148,7 @@ def test_a_graph_that_returns_wrong_numbers(
 def test_an_error_within_the_limit_passes(nano: Pair, disturb: Disturb) -> None:
     disturb("encode", off_by(5e-5))
     disturb("decode", off_by(5e-5))
+    disturb("step", off_by(5e-5))
     assert failed(check()) == []
 
 
@@ -171,8 +170,8 @@ def test_graphs_with_another_weight_than_the_model(
 ) -> None:
     original = engine.graph_weights
 
-    def graph_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        weights = original(state)
+    def graph_weights(state: dict[str, Tensor], stored: torch.dtype) -> dict[str, Tensor]:
+        weights = original(state, stored)
         return {**weights, name: weights[name] + 0.1}
 
     monkeypatch.setattr(engine, "graph_weights", graph_weights)
@@ -191,14 +190,12 @@ def test_beams_that_keep_their_places(nano: Pair, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cache_that_a_step_does_not_read(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Engine.decode
+    original = Engine.step
 
-    def decode(self: Engine, tokens: Tensor, rows: list[int], self_kv: list[Tensor], cross_kv: Any) -> Any:
-        if tokens.shape[-1] == 1:
-            self_kv = [x[-1:] for x in self_kv]
-        return original(self, tokens, rows, self_kv, cross_kv)
+    def step(self: Engine, tokens: Tensor, self_kv: list[Tensor], cross_kv: Any) -> Tensor:
+        return original(self, tokens, [x[-1:] for x in self_kv], cross_kv)
 
-    monkeypatch.setattr(Engine, "decode", decode)
+    monkeypatch.setattr(Engine, "step", step)
     assert failed(check()) == ["steps", "beams"]
 
 
@@ -206,7 +203,7 @@ def test_a_cache_that_a_step_does_not_read(nano: Pair, monkeypatch: pytest.Monke
 
 
 def test_other_tokens_by_wrong_numbers_are_told_from_near_ties(nano: Pair, disturb: Disturb) -> None:
-    disturb("decode", lambda logits: logits.flip(-1), lambda n_group, n_tokens: n_tokens == n_group == 1)
+    disturb("step", lambda logits: logits.flip(-1), lambda n_group, _: n_group == 1)
     result = check()
     assert failed(result) == ["steps"]
     assert result.rows[2].equal_tokens == 0
@@ -227,7 +224,7 @@ def test_a_near_tie_is_shown_and_does_not_fail(stored: Checkpoint, path: Path, d
         noise[..., half : 2 * half] = 4e-5 * logits.abs().max()
         return logits + noise
 
-    disturb("decode", prefer_twins, lambda n_group, n_tokens: n_tokens == n_group == 1)
+    disturb("step", prefer_twins, lambda n_group, _: n_group == 1)
     result = check(path)
     assert failed(result) == []
     steps = result.rows[2]
@@ -267,7 +264,7 @@ def test_a_graph_that_fails_to_run(nano: Pair, disturb: Disturb, error: type[Exc
 
 
 def test_graphs_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_graphs(dims: ModelDimensions) -> None:
+    def compile_graphs(dims: ModelDimensions, stored: torch.dtype) -> None:
         raise RuntimeError("error: cannot lower rmo.matmul")
 
     monkeypatch.setattr(engine, "compile_graphs", compile_graphs)
