@@ -178,6 +178,16 @@ def test_two_loops_at_once(nano: Pair, mels: Tensor) -> None:
 # Processes
 
 
+def run_program(source: str, folder: Path) -> Any:
+    """Run a script on nano and the sample, and return the JSON that it prints."""
+    script = folder / "script.py"
+    script.write_text(inspect.cleandoc(source))
+    command = [sys.executable, str(script), str(NANO), str(SAMPLE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 SPAWN = """
     import json, multiprocessing, sys
     import whisper
@@ -208,14 +218,9 @@ SPAWN = """
 
 
 def test_spawned_workers_that_load_a_model_or_are_sent_one(nano: Pair, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(inspect.cleandoc(SPAWN))
-    command = [sys.executable, str(script), str(NANO), str(SAMPLE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    results = run_program(SPAWN, tmp_path)
     expected = nano.torch.transcribe(load_audio(SAMPLE)[: 8 * 16000], language="en", fp16=False)["text"]
     assert len(expected) > 20
-    results = json.loads(done.stdout)
     assert len(results) == 3
     for text, class_name, status in results:
         assert text == expected
@@ -258,12 +263,7 @@ FORK = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_forked_workers_are_told_to_spawn_unless_they_load_the_first_model(nano: Pair, tmp_path: Path) -> None:
     """Upstream's own model waits forever there: OpenMP's threads do not survive a fork either."""
-    script = tmp_path / "script.py"
-    script.write_text(inspect.cleandoc(FORK))
-    command = [sys.executable, str(script), str(NANO), str(SAMPLE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
+    results = run_program(FORK, tmp_path)
     for refused in ("sent by fork", "max"):
         assert 'start the worker processes with multiprocessing.get_context("spawn")' in results.pop(refused)
     assert len(results) == 4
