@@ -12,10 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from max.driver import Buffer
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 from whisper.decoding import ApplyTimestampRules, BeamSearchDecoder, DecodingOptions, DecodingTask
 
-from whisper_max_plugin.decoding import MaxDecodingTask
+from whisper_max_plugin.decoding import MaxDecodingTask, MaxInference
+from whisper_max_plugin.search import Search
 
 from .compare import assert_close, assert_same_decodings
 from .conftest import Pair
@@ -53,6 +56,10 @@ class Step:
 
 def record_steps(task: DecodingTask) -> list[Step]:
     """Return the list that will receive each step of `task`."""
+    return _record_ours(task.inference) if isinstance(task, MaxDecodingTask) else _record_upstreams(task)
+
+
+def _record_upstreams(task: DecodingTask) -> list[Step]:
     steps: list[Step] = []
     infer: Callable[..., Any] = task.inference.logits
     update: Callable[..., Any] = task.decoder.update
@@ -69,6 +76,27 @@ def record_steps(task: DecodingTask) -> list[Step]:
         return update(tokens, filtered, sum_logprobs)
 
     task.inference.logits, task.decoder.update = logits, updated
+    return steps
+
+
+def _record_ours(inference: MaxInference) -> list[Step]:
+    """Record where the decoder is asked, since what chooses is no longer upstream's code; margins are upstream's."""
+    steps: list[Step] = []
+    infer, step = inference.logits, inference.step
+
+    def logits(tokens: Tensor, audio_features: Tensor) -> Any:
+        result = infer(tokens, audio_features)
+        steps.append(Step(tokens.clone(), result[:, -1].clone(), float("nan")))
+        return result
+
+    def stepped(search: Search, audio_features: Tensor) -> Buffer:
+        n_before = len(steps)
+        result = step(search, audio_features)
+        if len(steps) == n_before:  # it has not called the function above
+            steps.append(Step(search.tokens, from_dlpack(result).clone(), float("nan")))
+        return result
+
+    inference.logits, inference.step = logits, stepped
     return steps
 
 

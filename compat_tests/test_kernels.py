@@ -46,13 +46,16 @@ def kernels() -> dict[str, Model]:
 def _add_attentions(module: Module) -> None:
     parameters = {"head_dim": HEAD_DIM}
     out = TensorType(DType.float32, ["batch", "n_state"], CPU)
-    cache = BufferType(DType.float32, ["n_filled", "n_audio", "n_group", "n_state"], CPU)
+    cache = BufferType(DType.float32, ["n_text_ctx", "n_audio", "n_group", "n_state"], CPU)
     qkv = TensorType(DType.float32, ["batch", "n_qkv"], CPU)
+    holders = TensorType(DType.int32, ["batch", "n_text_ctx"], CPU)
+    position = TensorType(DType.int64, [1], CPU)
     name = "whisper_self_attention"
-    types = [out, qkv, cache, cache]  # the first for its shape
+    types = [out, qkv, cache, cache, holders, position]  # the first for its shape
     with Graph(name, input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
-        values = [graph.inputs[1].tensor, graph.inputs[2].buffer, graph.inputs[3].buffer]
-        graph.output(ops.inplace_custom(name, CPU, values, [out], parameters=parameters)[0])
+        _, qkv, keys, values, holders, position = graph.inputs
+        operands = [qkv.tensor, keys.buffer, values.buffer, holders.tensor, position.tensor]
+        graph.output(ops.inplace_custom(name, CPU, operands, [out], parameters=parameters)[0])
     cross = TensorType(DType.float32, ["n_audio", "n_head", "n_audio_ctx", HEAD_DIM], CPU)
     name = "whisper_cross_attention"
     with Graph(name, input_types=[out, cross, cross], module=module, custom_extensions=[KERNELS]) as graph:
@@ -94,19 +97,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("n_filled", [1, 2, 15, 16, 17, 224, 448])
 @pytest.mark.parametrize(("n_audio", "n_group"), [(1, 1), (1, 5), (3, 2)])
-def test_self_attention(kernels: dict[str, Model], n_filled: int, n_audio: int, n_group: int) -> None:
-    n_head, batch = 2, n_audio * n_group
+@pytest.mark.parametrize("reordered", [False, True])
+def test_self_attention(kernels: dict[str, Model], n_filled: int, n_audio: int, n_group: int, reordered: bool) -> None:
+    n_text_ctx, n_head, batch = 448, 2, n_audio * n_group
     n_state = n_head * HEAD_DIM
     qkv = 3 * torch.randn(batch, 3 * n_state)
-    keys, values = torch.randn(2, n_filled, n_audio, n_group, n_state)
+    keys, values = torch.randn(2, n_text_ctx, n_audio, n_group, n_state)
     before = keys.clone(), values.clone()
-    actual = run(kernels["whisper_self_attention"], torch.empty(batch, n_state), qkv, keys, values)
+    own = torch.arange(batch)[:, None].expand(batch, n_text_ctx)
+    holders = torch.randint(batch, (batch, n_text_ctx)) if reordered else own.clone()
+    holders[:, n_filled - 1 :] = own[:, n_filled - 1 :]
+    position = torch.tensor([n_filled - 1])
+    out = torch.empty(batch, n_state)
+    actual = run(kernels["whisper_self_attention"], out, qkv, keys, values, holders.int(), position)
 
     q, k, v = qkv.split(n_state, dim=1)
+    others = torch.arange(n_text_ctx) != n_filled - 1
     for cache, earlier, latest in ((keys, before[0], k), (values, before[1], v)):
-        assert torch.equal(cache[-1].reshape(batch, n_state), latest), "the token is not in the cache"
-        assert torch.equal(cache[:-1], earlier[:-1]), "earlier tokens were written to"
-    by_head = [x.view(n_filled, batch, n_head, HEAD_DIM).permute(1, 2, 0, 3) for x in (keys, values)]
+        assert torch.equal(cache[n_filled - 1].reshape(batch, n_state), latest), "the token is not in the cache"
+        assert torch.equal(cache[others], earlier[others]), "other positions were written to"
+    rows = holders.T[:n_filled]  # (n_filled, batch)
+    mine = [x.view(n_text_ctx, batch, n_state)[torch.arange(n_filled)[:, None], rows] for x in (keys, values)]
+    by_head = [x.view(n_filled, batch, n_head, HEAD_DIM).permute(1, 2, 0, 3) for x in mine]
     expected = attend(q.view(batch, n_head, 1, HEAD_DIM), *by_head)
     assert_close(actual, expected.reshape(batch, n_state))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from max.driver import Buffer
 from torch import Tensor
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
 
 from .kv_cache import KVCache
+from .search import Rules, Search
 from .threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ class MaxInference(Inference):
         self.sot_index = sot_index
         self.n_group = n_group
         self.kv_cache: KVCache | None = None
+        self._can_step = False  # without what surrounds the graph; looked up after the first pass
 
     def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
         """Perform a forward pass on the decoder and return per-token logits, shape (n_batch, n_tokens, n_vocab).
@@ -75,12 +79,21 @@ class MaxInference(Inference):
             logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
             return logits
         rows = sorted({self.sot_index, tokens.shape[-1] - 1})
-        together = 1 if self.model.decoder.is_observed() else self.n_group  # hooks see every sequence
+        # hooks see every sequence; and groups of several windows are an error, which is upstream's to raise
+        together = 1 if self.model.decoder.is_observed() or audio_features.shape[0] > 1 else self.n_group
         logits = self.model.decoder(tokens[::together], audio_features, kv_cache=self.kv_cache, rows=rows)
         if together > 1:  # the group has been computed once; from here on its sequences differ
             self.kv_cache.rearrange([sequence // self.n_group for sequence in range(tokens.shape[0])])
             logits = logits.repeat_interleave(self.n_group, dim=0)
+        self._can_step = self.model.decoder.can_step(self.kv_cache)
         return PrefillLogits(logits, rows, tokens.shape[-1])
+
+    def step(self, search: Search, audio_features: Tensor) -> Buffer:
+        """Perform a forward pass on the latest token of each sequence; return logits, shape (n_batch, n_vocab)."""
+        assert self.kv_cache is not None, "a step needs a first pass"
+        if self._can_step:
+            return self.model.decoder.step(search.latest, self.kv_cache)
+        return Buffer.from_dlpack(self.logits(search.tokens, audio_features)[:, -1].contiguous())
 
     def rearrange_kv_cache(self, source_indices: list[int]) -> None:
         """Update the key-value cache according to the updated beams."""
@@ -102,8 +115,26 @@ class MaxDecodingTask(DecodingTask):
             self.decoder.inference = self.inference
 
     def _main_loop(self, audio_features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+        """Upstream's sampling loop, with `Search` in place of the filters' and the decoder's code."""
+        rules = Rules.of(self.logit_filters, self.model.dims.n_vocab, self.sample_begin)
         with one_torch_thread():
-            return super()._main_loop(audio_features, tokens)
+            if rules is None:
+                return super()._main_loop(audio_features, tokens)
+            search = Search(self.model.decoder.runtime.engine(), rules, self.decoder, tokens)
+            no_speech_probs = [math.nan] * tokens.shape[0]
+            try:
+                logits = self.inference.logits(tokens, audio_features)
+                if self.tokenizer.no_speech is not None:
+                    probs_at_sot = logits[:, self.sot_index].float().softmax(dim=-1)
+                    no_speech_probs = probs_at_sot[:, self.tokenizer.no_speech].tolist()
+                completed = search.update(Buffer.from_dlpack(logits[:, -1].float().contiguous()))
+                for _ in range(1, self.sample_len):
+                    if completed or len(search.sequences[0]) > self.n_ctx:
+                        break
+                    completed = search.update(self.inference.step(search, audio_features))
+            finally:
+                self.inference.cleanup_caching()
+            return search.tokens.to(tokens.device), search.sum_logprobs.to(audio_features.device), no_speech_probs
 
 
 @torch.no_grad()

@@ -83,6 +83,7 @@ class Engine:
         models = session().init_all(compile_graphs(dims, stored), weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
+        self._search = models["search"]
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
         self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
         REPORT.engine_ready(DEVICE, PRECISION)
@@ -131,26 +132,33 @@ class Engine:
         logits, hidden, *traces = map(from_dlpack, outputs)
         return DecoderOutput(logits, hidden, traces[0::2], traces[1::2])
 
-    def step(self, tokens: Tensor, self_kv: Sequence[Tensor], cross_kv: CrossKV) -> Tensor:
-        """Run the decoder on one token per sequence, as `decode` does; return logits (batch, 1, n_vocab).
+    @property
+    def has_step(self) -> bool:
+        """Whether there is a graph for single tokens, beside the one for any number."""
+        return self._step is not None
+
+    def step(self, inputs: Sequence[Buffer]) -> Buffer:
+        """Run the decoder on one token of each sequence, and write its keys and values into the cache.
 
         Parameters
         ----------
-        tokens : Tensor, shape = (n_audio, n_group, 1), int64
-        self_kv, cross_kv : as for `decode`
+        inputs : what `KVCache.next_step` returned
+
+        Returns
+        -------
+        logits : Buffer, shape = (batch, n_vocab)
         """
-        if self._step is None:
-            return self.decode(tokens, [0], self_kv, cross_kv).logits
-        n_audio, n_group, _ = tokens.shape
-        inputs = [
-            _buffer(tokens.view(n_audio, n_group)),
-            *(_buffer(x.view(x.shape[0], n_audio, n_group, -1)) for x in self_kv),
-            *cross_kv,
-        ]
+        assert self._step is not None, "asked for a graph that this model does not have, see `has_step`"
         with self._lock:
             (logits,) = self._step.execute(*inputs)
         REPORT.graph_run("step")
-        return from_dlpack(logits).unsqueeze(1)
+        return logits
+
+    def search(self, ids: Buffer, logprobs: Buffer, logits: Buffer, suppressed: Buffer, ranges: Buffer) -> None:
+        """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
+        with self._lock:
+            self._search.execute(ids, logprobs, logits, suppressed, ranges)
+        REPORT.graph_run("search")
 
     def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:
         """Return one layer's cross-attention scores before the softmax, as upstream's ``qk``.

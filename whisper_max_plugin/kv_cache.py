@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from max.driver import Buffer
 from torch import Tensor, nn
@@ -25,6 +27,9 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     (n_text_ctx, batch, n_state): time comes first so that the filled front is contiguous, which the decoder graph
     takes as it is and extends in place. Like upstream's, the cache is empty until the first forward pass, and
     the cross-attention entries are computed in that pass and kept.
+
+    To reorder beams, no keys or values are moved: a table says which row holds a sequence's entry at each position.
+    The graph ``step`` follows it; for everybody else the rows are put in order first.
     """
 
     def __init__(self, decoder: TextDecoder, entries: Mapping[nn.Module, Tensor] | None = None) -> None:
@@ -38,8 +43,9 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def clear(self) -> None:
         """Forget everything, as a dict does: the next pass is a first one."""
         self._storage: dict[nn.Module, Tensor] = {}  # (n_text_ctx, batch, n_state)
-        self._spare: dict[nn.Module, Tensor] = {}  # what a reorder copies into, before the two swap
         self._n_filled: dict[nn.Module, int] = {}
+        self._holders: npt.NDArray[np.int32] | None = None  # (batch, n_text_ctx), if rows are not in order
+        self._step: _StepInputs | None = None
         self.engine: Engine | None = None  # what computed the entries, from the first pass on
         self.checked_modules: list[nn.Module] = []  # the decoder's, once they were found to be upstream's
         self._cross: dict[nn.Module, Buffer] = {}  # (n_audio, n_head, n_audio_ctx, head_dim)
@@ -79,35 +85,82 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         RuntimeError
             if the batch is not that of the cache
         """
+        self._put_in_order()
+        n_filled = self._grow(batch, n_tokens)
+        return [self._storage[module][:n_filled] for module in self._self_modules]
+
+    def next_step(self, tokens: Sequence[int]) -> list[Buffer]:
+        """Make room for one token of each sequence, and return what the graph ``step`` takes.
+
+        Raises
+        ------
+        RuntimeError
+            if there are not as many tokens as sequences in the cache
+        """
+        n_filled = self._grow(len(tokens), 1)
+        if self._step is None:
+            storage = [self._storage[module] for module in self._self_modules]
+            holders = _own_rows(len(tokens), self._n_text_ctx) if self._holders is None else self._holders
+            self._step = _StepInputs(storage, self.cross_kv or [], holders)
+        return self._step.fill(n_filled - 1, tokens)
+
+    def rearrange(self, source_indices: list[int]) -> None:
+        """Let sequence i continue what was sequence ``source_indices[i]``, as beam search asks after a step."""
+        n_filled, batch = self.n_filled, len(source_indices)
+        held = self._batch
+        if self._holders is None:
+            self._holders = self._step.holders if self._step is not None else _own_rows(held, self._n_text_ctx)
+        if batch == held:
+            self._holders[:, :n_filled] = self._holders[source_indices, :n_filled]
+            return
+        holders = _own_rows(batch, self._n_text_ctx)
+        holders[:, :n_filled] = self._holders[source_indices, :n_filled]
+        self._holders, self._step = holders, None
+        if batch < held:
+            self._put_in_order()
+        else:  # further sequences start from the rows that there are
+            for module, storage in self._storage.items():
+                self._storage[module] = storage.new_empty(self._n_text_ctx, batch, storage.shape[2])
+                self._storage[module][:n_filled, :held] = storage[:n_filled]
+
+    @property
+    def _batch(self) -> int:
+        return next(iter(self._storage.values())).shape[1]
+
+    def _grow(self, batch: int, n_tokens: int) -> int:
         n_filled = self.n_filled + n_tokens
         for module in self._self_modules:
             if module not in self._storage:
                 self._storage[module] = torch.empty(self._n_text_ctx, batch, module.out_features)
-            if (held := self._storage[module].shape[1]) != batch:
-                raise RuntimeError(f"the kv_cache holds {held} sequences, but {batch} were given")
+        if self._batch != batch:
+            raise RuntimeError(f"the kv_cache holds {self._batch} sequences, but {batch} were given")
         self._n_filled = dict.fromkeys(self._self_modules, n_filled)
-        return [self._storage[module][:n_filled] for module in self._self_modules]
+        return n_filled
 
-    def rearrange(self, source_indices: list[int]) -> None:
-        """Let sequence i continue what was sequence ``source_indices[i]``, as beam search asks after a step."""
-        indices = torch.tensor(source_indices)
+    def _put_in_order(self) -> None:
+        """Move each sequence's entries to its own row."""
+        if self._holders is None:
+            return
+        n_filled = self.n_filled
+        rows = torch.from_numpy(self._holders[:, :n_filled]).to(torch.int64).T  # (n_filled, batch)
+        positions = torch.arange(n_filled)[:, None]
         for module, storage in self._storage.items():
-            n_filled = self._n_filled[module]
-            spare = self._spare.get(module)
-            if spare is None or spare.shape[1] != len(source_indices):
-                spare = storage.new_empty(self._n_text_ctx, len(source_indices), storage.shape[2])
-            torch.index_select(storage[:n_filled], 1, indices, out=spare[:n_filled])
-            self._storage[module], self._spare[module] = spare, storage
+            self._storage[module] = storage.new_empty(self._n_text_ctx, rows.shape[1], storage.shape[2])
+            self._storage[module][:n_filled] = storage[positions, rows]
+        self._holders = self._step = None
 
     # -- the mapping that upstream's callers see -----------------------------------------------------------------
 
     def __getitem__(self, module: nn.Module) -> Tensor:
+        self._put_in_order()
         if module in self._storage:
             return self._storage[module][: self._n_filled[module]].transpose(0, 1)
         heads = from_dlpack(self._cross[module])
         return heads.transpose(1, 2).flatten(2)  # (n_audio, n_audio_ctx, n_state)
 
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
+        self._put_in_order()
+        self._step = None
         x = x.detach().to("cpu", torch.float32)
         if module in self._self_modules:
             batch, n_filled, n_state = x.shape
@@ -130,3 +183,37 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     def __len__(self) -> int:
         return len(self._storage) + len(self._cross)
+
+
+def _own_rows(batch: int, n_text_ctx: int) -> npt.NDArray[np.int32]:
+    """Return the table in which every sequence's entries are in its own row, (batch, n_text_ctx)."""
+    return np.repeat(np.arange(batch, dtype=np.int32)[:, None], n_text_ctx, axis=1)
+
+
+class _StepInputs:
+    """What the graph ``step`` takes: the same memory in every step, in which the values change.
+
+    Parameters
+    ----------
+    storage : the cache's tensors, each (n_text_ctx, n_audio * n_group, n_state)
+    cross_kv : as the graph ``cross_kv`` returned them for n_audio windows
+    holders : ndarray, shape = (n_audio * n_group, n_text_ctx), int32
+    """
+
+    def __init__(self, storage: Sequence[Tensor], cross_kv: CrossKV, holders: npt.NDArray[np.int32]) -> None:
+        n_text_ctx, batch, _ = storage[0].shape
+        n_audio = cross_kv[0].shape[0]
+        self.holders = holders
+        self._tokens = np.zeros((n_audio, batch // n_audio), dtype=np.int64)
+        self._position = np.zeros(1, dtype=np.int64)
+        self._buffers = [
+            *(Buffer.from_dlpack(x) for x in (self._tokens, self._position, holders)),
+            *(Buffer.from_dlpack(x.view(n_text_ctx, n_audio, batch // n_audio, -1)) for x in storage),
+            *cross_kv,
+        ]
+
+    def fill(self, position: int, tokens: Sequence[int]) -> list[Buffer]:
+        """Set the step's values and return its inputs."""
+        self._tokens[:] = np.reshape(tokens, self._tokens.shape)
+        self._position[0] = position
+        return self._buffers

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import whisper.model
+from max.driver import Buffer
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
 from .engine import CrossKV, DecoderOutput, Engine
@@ -113,9 +115,9 @@ class MaxTextDecoder(TextDecoder):
         x = x.expand(max(x.shape[0], n_audio), -1)  # one sequence for many windows, as upstream broadcasts it
         batch, n_tokens = x.shape
         tokens = x.to("cpu", torch.int64).reshape(n_audio, batch // n_audio, n_tokens)
+        if n_tokens == 1 and engine.has_step and not self.is_observed():
+            return from_dlpack(engine.step(cache.next_step(tokens.flatten().tolist()))).unsqueeze(1).to(xa.device)
         self_kv = cache.extend(batch, n_tokens)
-        if n_tokens == 1 and not self.is_observed():
-            return engine.step(tokens, self_kv, cross_kv).to(xa.device)
         wanted = range(n_tokens) if rows is None else [row % n_tokens for row in rows]
         output = engine.decode(tokens, wanted, self_kv, cross_kv)
         self._run_cross_attention_hooks(output, xa, cache, engine, cross_kv)
@@ -123,6 +125,31 @@ class MaxTextDecoder(TextDecoder):
             hidden = output.hidden.to(xa.device, xa.dtype)
             run_forward_hooks("decoder.ln", self.ln, (hidden,), self.ln.forward(hidden))
         return output.logits.to(xa.device)
+
+    def can_step(self, cache: KVCache) -> bool:
+        """Tell whether `step` may continue what a pass of the whole module has begun in `cache`."""
+        return (
+            cache.engine is not None
+            and cache.engine.has_step
+            and not self.is_observed()
+            and self._unsupported(cache) is None
+            and not has_hooks(self, ())
+            and "forward" not in vars(self)
+            and type(self) is MaxTextDecoder
+        )
+
+    def step(self, tokens: Sequence[int], cache: KVCache) -> Buffer:
+        """Run one token of each sequence: `forward` without what surrounds the graph; return logits (batch, n_vocab).
+
+        Raises
+        ------
+        ForkedProcessError
+            in a process that was forked from one in which MAX had started
+        """
+        assert cache.engine is not None, "a step needs a first pass, see `can_step`"
+        refuse_after_fork()
+        with self.runtime.passes:
+            return cache.engine.step(cache.next_step(tokens))
 
     def is_observed(self) -> bool:
         """Tell whether forward hooks look into the passes."""

@@ -10,6 +10,7 @@ from .cross_attention import build_cross_kv, build_cross_scores
 from .decoder import build_decoder
 from .encoder import build_encoder
 from .kernels import KERNELS
+from .search import build_search
 from .step import build_step, has_step
 
 __all__ = ["KERNELS", "build_module"]
@@ -27,6 +28,8 @@ def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored:
     build_cross_kv(module, dims, dtype, device)
     build_decoder(module, dims, dtype, device, stored)
     build_cross_scores(module, dims, dtype, device)
-    if stored is not None and has_step(dims):
-        build_step(module, dims, dtype, device, stored)
+    if stored is not None:
+        build_search(module, dims, dtype, device)
+        if has_step(dims):
+            build_step(module, dims, dtype, device, stored)
     return module

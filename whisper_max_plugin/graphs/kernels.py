@@ -1,4 +1,4 @@
-"""The operations in ``kernels/*.mojo`` as functions for graphs; all are for few rows, on the CPU, in float32."""
+"""The operations in ``kernels/*.mojo`` as functions for graphs; on the CPU, in float32."""
 
 from __future__ import annotations
 
@@ -30,13 +30,22 @@ def linear_add(x: TensorValue, weight: TensorValue, bias: TensorValue, residual:
     return ops.custom("whisper_linear_add", x.device, [x, weight, bias, residual], [residual.type])[0].tensor
 
 
-def self_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, head_dim: int) -> TensorValue:
-    """Write one token's keys and values to the end of a cache, and attend to all of it.
+def self_attention(
+    qkv: TensorValue,
+    keys: BufferValue,
+    values: BufferValue,
+    holders: TensorValue,
+    position: TensorValue,
+    head_dim: int,
+) -> TensorValue:
+    """Write one token's keys and values into a cache, and attend to all up to it.
 
-    qkv (batch, 3 * n_state); keys and values (n_filled, n_audio, n_group, n_state). Returns (batch, n_state).
+    qkv (batch, 3 * n_state); keys and values (n_text_ctx, n_audio, n_group, n_state); holders (batch, n_text_ctx)
+    int32, the row of the cache that holds a sequence's entry at each position; position (1) int64. Returns
+    (batch, n_state).
     """
     out = TensorType(qkv.dtype, [qkv.shape[0], keys.shape[3]], qkv.device)
-    operands = [qkv, keys, values]
+    operands = [qkv, keys, values, holders, position]
     parameters = {"head_dim": head_dim}
     return ops.inplace_custom("whisper_self_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor
 
@@ -45,6 +54,16 @@ def cross_attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> T
     """Attend to the keys and values of windows, (n_audio, n_head, n_audio_ctx, head_dim), with q (batch, n_state)."""
     parameters = {"head_dim": int(keys.shape[3])}
     return ops.custom("whisper_cross_attention", q.device, [q, keys, values], [q.type], parameters=parameters)[0].tensor
+
+
+def search(
+    ids: BufferValue, logprobs: BufferValue, logits: BufferValue, suppressed: TensorValue, ranges: TensorValue
+) -> None:
+    """Filter logits (batch, n_vocab) in place, and write each row's k best tokens to ids and logprobs (batch, k).
+
+    suppressed (n) int64; ranges (batch, 4) int64: the first and last but one token of text, and of timestamps.
+    """
+    ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
 
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:

@@ -25,8 +25,11 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
 
     Inputs
     ------
-    tokens (n_audio, n_group) int64; 2 * n_text_layer self-attention buffers and 2 * n_text_layer cross-attention
-    tensors as ``decoder`` takes them. The token's position is the last of the buffers.
+    tokens (n_audio, n_group) int64; position (1) int64, of these tokens; holders (n_audio * n_group, n_text_ctx)
+    int32, the row of the cache that holds a sequence's keys and values at each position: beams that share their past
+    share its entries, and a reorder moves nothing else; 2 * n_text_layer self-attention buffers (n_text_ctx, n_audio,
+    n_group, n_text_state), key 0, value 0, …; 2 * n_text_layer cross-attention tensors as the graph ``cross_kv``
+    returns them. No shape changes from step to step, so the inputs of a whole decode are made once.
 
     Outputs
     -------
@@ -34,10 +37,12 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     """
     n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
     head_dim = n_state // n_head
-    cache_type = BufferType(dtype, ["n_filled", "n_audio", "n_group", n_state], device)
+    cache_type = BufferType(dtype, [dims.n_text_ctx, "n_audio", "n_group", n_state], device)
     cross_type = TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
     input_types = [
         TensorType(DType.int64, ["n_audio", "n_group"], device),
+        TensorType(DType.int64, [1], device),
+        TensorType(DType.int32, ["batch", dims.n_text_ctx], device),
         *[cache_type] * (2 * n_layer),
         *[cross_type] * (2 * n_layer),
     ]
@@ -45,12 +50,11 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
         weights = Weights(dtype, device)
         stored_weights = Weights(stored, device)
-        tokens = graph.inputs[0].tensor
-        caches = [value.buffer for value in graph.inputs[1 : 1 + 2 * n_layer]]
-        cross_kv = [value.tensor for value in graph.inputs[1 + 2 * n_layer :]]
+        tokens, position, holders = (value.tensor for value in graph.inputs[:3])
+        caches = [value.buffer for value in graph.inputs[3 : 3 + 2 * n_layer]]
+        cross_kv = [value.tensor for value in graph.inputs[3 + 2 * n_layer :]]
         n_audio, n_group = tokens.shape
         batch = n_audio * n_group
-        n_filled = caches[0].shape[0]
 
         def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
             """Return a linear layer's weight and bias; three layers in one are laid out for this graph."""
@@ -59,7 +63,6 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
 
         token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
         positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
-        position = ops.shape_to_tensor([n_filled]) - 1
         x = ops.gather(token_embedding, ops.reshape(tokens, [batch]), axis=0).cast(dtype)
         x = x + ops.gather(positions, position, axis=0)  # (batch, n_state)
 
@@ -67,7 +70,7 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
             name = f"blocks.{layer}"
             h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
             qkv = linear(h, *matrix(f"{name}.attn.qkv", 3 * n_state, n_state))
-            a = self_attention(qkv, caches[2 * layer], caches[2 * layer + 1], head_dim)
+            a = self_attention(qkv, caches[2 * layer], caches[2 * layer + 1], holders, position, head_dim)
             x = linear_add(a, *matrix(f"{name}.attn.out", n_state, n_state), x)
 
             h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)

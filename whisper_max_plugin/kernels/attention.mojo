@@ -15,17 +15,21 @@ comptime GROUP = 5  # queries that read keys and values together: the beams of o
 
 @always_inline
 def attend[
-    rows: Int, head_dim: Int
+    rows: Int, head_dim: Int, indirect: Bool = False
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     q: Pointer[Scalar[DType.float32], ...],
     k: Pointer[Scalar[DType.float32], ...],
     v: Pointer[Scalar[DType.float32], ...],
+    holders: Pointer[Scalar[DType.int32], ...],
     row_stride: Int,
     key_stride: Int,
     n_keys: Int,
 ):
-    """Softmax attention of `rows` queries, a `row_stride` apart, to `n_keys` keys and values, a `key_stride` apart."""
+    """Softmax attention of `rows` queries, a `row_stride` apart, to `n_keys` keys and values, a `key_stride` apart.
+
+    With `indirect`, the key and value at t are those of row holders[t].
+    """
     comptime assert head_dim % WIDTH == 0, "a head is not a whole number of vectors"
     comptime lanes = head_dim // WIDTH
     var scale = rsqrt(Scalar[DType.float32](head_dim))
@@ -37,8 +41,15 @@ def attend[
     comptime for r in range(rows):
         comptime for i in range(lanes):
             qs[r * lanes + i] = q.unsafe_load[width=WIDTH](r * row_stride + i * WIDTH) * scale
+
+    @always_inline
+    def offset(t: Int) {imm} -> Int:
+        comptime if indirect:
+            return t * key_stride + Int(holders[unsafe_offset=t]) * row_stride
+        return t * key_stride
+
     for t in range(n_keys):
-        var key = k.unsafe_offset(t * key_stride)
+        var key = k.unsafe_offset(offset(t))
         var products = Array[Floats, rows](fill=Floats(0))
         comptime for i in range(lanes):
             var ks = key.unsafe_load[width=WIDTH](i * WIDTH)
@@ -64,7 +75,7 @@ def attend[
 
     var sums = Array[Floats, rows * lanes](fill=Floats(0))
     for t in range(n_keys):
-        var value = v.unsafe_offset(t * key_stride)
+        var value = v.unsafe_offset(offset(t))
         comptime for i in range(lanes):
             var vs = value.unsafe_load[width=WIDTH](i * WIDTH)
             comptime for r in range(rows):
@@ -76,10 +87,11 @@ def attend[
 
 @extensibility.register("whisper_self_attention")
 struct SelfAttention[head_dim: Int]:
-    """Write one token's keys and values at the end of the cache, and attend to all of it.
+    """Write one token's keys and values into the cache at its position, and attend to all up to it.
 
-    y (n_audio * n_group, n_state); qkv (n_audio * n_group, 3 * n_state); keys and values (n_filled, n_audio, n_group,
-    n_state), of which this fills the last.
+    y (n_audio * n_group, n_state); qkv (n_audio * n_group, 3 * n_state); keys and values (n_text_ctx, n_audio, n_group,
+    n_state); holders (n_audio * n_group, n_text_ctx): which row of the cache holds a sequence's entry at each position,
+    its own row from this one on; position (1).
     """
 
     @staticmethod
@@ -90,9 +102,11 @@ struct SelfAttention[head_dim: Int]:
         qkv: InputTensor[dtype=DType.float32, rank=2, ...],
         keys: MutableInputTensor[dtype=DType.float32, rank=4, ...],
         values: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        holders: InputTensor[dtype=DType.int32, rank=2, ...],
+        position: InputTensor[dtype=DType.int64, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        var n_filled = keys.dim_size(0)
+        var n_text_ctx = keys.dim_size(0)
         var batch = y.dim_size(0)
         var n_state = y.dim_size(1)
         var n_head = n_state // Self.head_dim
@@ -100,23 +114,26 @@ struct SelfAttention[head_dim: Int]:
         var xp = qkv.unsafe_ptr()
         var kp = keys.unsafe_ptr()
         var vp = values.unsafe_ptr()
+        var hp = holders.unsafe_ptr()
+        var last = Int(position.unsafe_ptr()[unsafe_offset=0])
 
         def work(task: Int) raises {imm}:
             var b = task // n_head
-            var at = b * n_state + task % n_head * Self.head_dim
-            var source = xp.unsafe_offset(b * 3 * n_state + task % n_head * Self.head_dim)
-            var last = (n_filled - 1) * batch * n_state + at
+            var head = task % n_head * Self.head_dim
+            var source = xp.unsafe_offset(b * 3 * n_state + head)
+            var latest = (last * batch + b) * n_state + head
             for i in range(0, Self.head_dim, WIDTH):
-                kp.unsafe_store(last + i, source.unsafe_load[width=WIDTH](n_state + i))
-                vp.unsafe_store(last + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
-            attend[1, Self.head_dim](
-                yp.unsafe_offset(at),
+                kp.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i))
+                vp.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
+            attend[1, Self.head_dim, indirect=True](
+                yp.unsafe_offset(b * n_state + head),
                 source,
-                kp.unsafe_offset(at),
-                vp.unsafe_offset(at),
+                kp.unsafe_offset(head),
+                vp.unsafe_offset(head),
+                hp.unsafe_offset(b * n_text_ctx),
                 n_state,
                 batch * n_state,
-                n_filled,
+                last + 1,
             )
 
         sync_parallelize(work, batch * n_head)
@@ -148,6 +165,8 @@ struct CrossAttention[head_dim: Int]:
         var qp = q.unsafe_ptr()
         var kp = keys.unsafe_ptr()
         var vp = values.unsafe_ptr()
+        var unused = Scalar[DType.int32](0)
+        var nowhere = Pointer(to=unused)
 
         def work(task: Int) raises {imm}:
             var of_head = task * n_keys * Self.head_dim
@@ -162,6 +181,7 @@ struct CrossAttention[head_dim: Int]:
                             qp.unsafe_offset(at + row * n_state),
                             kp.unsafe_offset(of_head),
                             vp.unsafe_offset(of_head),
+                            nowhere,
                             n_state,
                             Self.head_dim,
                             n_keys,

@@ -1,0 +1,35 @@
+"""The search graph: upstream's logit filters, log-probabilities and ranking over the vocabulary."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import BufferType, DeviceRef, Graph, Module, TensorType
+from whisper.model import ModelDimensions
+
+from .kernels import KERNELS, search
+
+
+def build_search(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+    """Add the graph ``search`` to `module`: what a `DecodingTask` does with logits, as far as it is arithmetic.
+
+    It mirrors ``SuppressTokens``, ``SuppressBlank`` and ``ApplyTimestampRules``, followed by a log-softmax and its k
+    largest values. What depends on the tokens so far comes in as four numbers for each sequence.
+
+    Inputs
+    ------
+    ids (batch, k) int64 and logprobs (batch, k), which it writes, the best first; logits (batch, n_vocab), which it
+    filters in place; suppressed (n_suppressed) int64; ranges (batch, 4) int64, see `whisper_max_plugin.search.Rules`.
+    """
+    input_types = [
+        BufferType(DType.int64, ["batch", "k"], device),
+        BufferType(dtype, ["batch", "k"], device),
+        BufferType(dtype, ["batch", dims.n_vocab], device),
+        TensorType(DType.int64, ["n_suppressed"], device),
+        TensorType(DType.int64, ["batch", 4], device),
+    ]
+
+    with Graph("search", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
+        ids, logprobs, logits = (value.buffer for value in graph.inputs[:3])
+        suppressed, ranges = (value.tensor for value in graph.inputs[3:])
+        search(ids, logprobs, logits, suppressed, ranges)
+        graph.output()
