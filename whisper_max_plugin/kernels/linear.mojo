@@ -5,7 +5,7 @@ from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, erf
-from std.sys import simd_width_of, size_of
+from std.sys import prefetch, simd_width_of, size_of
 
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime CHUNK_BYTES = 64 * 1024  # of weights, for one task: small beside a cache, large beside the cost of a task
@@ -28,6 +28,7 @@ def tile[
             xs[m] = x.unsafe_load[width=WIDTH](m * k + j)
         comptime for n in range(outputs):
             var ws = w.unsafe_load[width=WIDTH](n * k + j).cast[DType.float32]()
+            prefetch(w.unsafe_offset((n + outputs) * k + j))  # for the next tile
             comptime for m in range(rows):
                 sums[m * outputs + n] = ws.fma(xs[m], sums[m * outputs + n])
     var result = Array[Scalar[DType.float32], rows * outputs](fill=0)
