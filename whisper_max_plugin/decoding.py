@@ -11,6 +11,7 @@ from max.driver import Buffer
 from torch import Tensor
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
 
+from .engine import Engine
 from .kv_cache import KVCache
 from .search import Rules, Search
 from .threads import one_torch_thread
@@ -95,6 +96,11 @@ class MaxInference(Inference):
             return self.model.decoder.step(search.latest, self.kv_cache)
         return Buffer.from_dlpack(self.logits(search.tokens, audio_features)[:, -1].contiguous())
 
+    @property
+    def engine(self) -> Engine:
+        """What computes the passes."""
+        return (self.kv_cache and self.kv_cache.engine) or self.model.decoder.runtime.engine()
+
     def rearrange_kv_cache(self, source_indices: list[int]) -> None:
         """Update the key-value cache according to the updated beams."""
         if self.kv_cache is not None and source_indices != list(range(len(source_indices))):
@@ -120,13 +126,13 @@ class MaxDecodingTask(DecodingTask):
         with one_torch_thread():
             if rules is None:
                 return super()._main_loop(audio_features, tokens)
-            search = Search(self.model.decoder.runtime.engine(), rules, self.decoder, tokens)
             no_speech_probs = [math.nan] * tokens.shape[0]
             try:
                 logits = self.inference.logits(tokens, audio_features)
                 if self.tokenizer.no_speech is not None:
                     probs_at_sot = logits[:, self.sot_index].float().softmax(dim=-1)
                     no_speech_probs = probs_at_sot[:, self.tokenizer.no_speech].tolist()
+                search = Search(self.inference.engine, rules, self.decoder, tokens)
                 completed = search.update(Buffer.from_dlpack(logits[:, -1].float().contiguous()))
                 for _ in range(1, self.sample_len):
                     if completed or len(search.sequences[0]) > self.n_ctx:

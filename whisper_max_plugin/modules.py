@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import whisper.model
 from max.driver import Buffer
@@ -47,14 +48,15 @@ class MaxAudioEncoder(AudioEncoder):
         dims = self.runtime.dims
         if x.shape[1:] != (dims.n_mels, 2 * dims.n_audio_ctx) or x.shape[0] == 0 or not x.is_floating_point():
             return _upstreams_error(super().forward, x)
-        if not torch.isfinite(x).all():
+        mel = _to_host(x)
+        if not np.isfinite(mel.numpy()).all():  # not by torch, see `runtime._equal`
             raise ValueError("the mel spectrogram holds NaN or infinite values: check the audio samples")
         if (reason := why_foreign(self, "encoder", {self.conv1})) is not None:
             REPORT.fallback(reason)
             return super().forward(x)
         if self.conv1._forward_hooks:
             run_forward_hooks("encoder.conv1", self.conv1, (x,), self.conv1.forward(x))
-        features = self.runtime.encode(_to_host(x))
+        features = self.runtime.encode(mel)
         return features.to(x.device, x.dtype)
 
 

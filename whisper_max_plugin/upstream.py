@@ -205,7 +205,7 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def find_alignment(model: Whisper, *arguments: Any, **options: Any) -> Any:
         runtime = getattr(model.decoder, "runtime", None)
-        with _alignment, runtime.passes if runtime is not None else nullcontext():
+        with _alignment, runtime.alone() if runtime is not None else nullcontext():
             return original(model, *arguments, **options)
 
     return find_alignment
