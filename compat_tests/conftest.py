@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 import whisper
 import whisper.model
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import Whisper
 
 import whisper_max_plugin
+from whisper_max_plugin.bench.weights import random_checkpoint
 from whisper_max_plugin.report import REPORT
 from whisper_max_plugin.sizes import OFFICIAL_DIMS
 
@@ -43,29 +43,6 @@ def load_pair(path: Path) -> Pair:
     reference = whisper.load_model(str(path), device="cpu", backend="torch").eval()
     accelerated = whisper.load_model(str(path), device="cpu", backend="max").eval()
     return Pair(reference, accelerated, path)
-
-
-def random_checkpoint(path: Path, dims: ModelDimensions, seed: int = 0) -> Path:
-    """Write a checkpoint of seeded random float16 weights, scaled so that activations stay of order one."""
-    generator = torch.Generator().manual_seed(seed)
-    state = Whisper(dims).state_dict()
-    for name, tensor in state.items():
-        if name == "encoder.positional_embedding":
-            continue  # sinusoids
-        if "_ln" in name or ".ln" in name:
-            base = 1.0 if name.endswith("weight") else 0.0
-            value = base + 0.1 * torch.randn(tensor.shape, generator=generator)
-        elif tensor.ndim == 1:
-            value = 0.1 * torch.randn(tensor.shape, generator=generator)
-        elif "embedding" in name:
-            value = 0.3 * torch.randn(tensor.shape, generator=generator)
-        else:
-            fan_in = tensor[0].numel()
-            value = fan_in**-0.5 * torch.randn(tensor.shape, generator=generator)
-        state[name] = value
-    half = {name: tensor.half() for name, tensor in state.items()}
-    torch.save({"dims": vars(dims), "model_state_dict": half}, path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
+from whisper_max_plugin.bench import command as bench
 from whisper_max_plugin.errors import WhisperMaxError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def _run(arguments: list[str]) -> int:
         if options.audio is not None:
             parser.error("--audio goes with --parity")
         return doctor(as_json=options.json)
+    if options.command == "bench":
+        return bench.run(options, arguments)
     return warmup(options.model, device=options.device)
 
 
@@ -98,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("warmup", help="compile the graphs of models ahead of time")
     command.add_argument("model", nargs="+", metavar="MODEL", help="a name (its weights are not needed), or a .pt file")
     command.add_argument("--device", help="device to compile for; by default the one load_model chooses")
+
+    bench.add_parser(commands)
     return parser
 
 

@@ -1,0 +1,183 @@
+"""The subjects that are upstream's object: upstream itself, and this plugin."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..cost import Storage
+from ..protocol import Decoded, Loaded, Setup, Transcription
+from ..stages import BEAM_SIZE
+from .inputs import Inputs, recording
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WhisperSubject:
+    """``whisper.load_model(…, backend=…)``."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    def prepare(self, setup: Setup) -> float | None:
+        """See `Subject.prepare`."""
+        import whisper
+
+        import whisper_max_plugin
+
+        whisper_max_plugin.install(backend=self._backend)
+        if self._backend == "max":
+            from whisper_max_plugin.report import REPORT
+
+            whisper.load_model(setup.checkpoint, device=setup.device)
+            seconds: float = REPORT.snapshot()["compile_seconds"]
+            return seconds
+        if not os.path.isfile(setup.checkpoint):
+            whisper.load_model(setup.checkpoint, device=setup.device)
+        return None
+
+    def load(self, setup: Setup) -> Loaded:
+        """See `Subject.load`."""
+        if self._backend == "max" and setup.threads is not None:
+            # MAX takes as many threads as the process may use processors, and has no other setting.
+            if not hasattr(os, "sched_setaffinity"):
+                raise RuntimeError("this system cannot limit MAX's threads: leave out --threads")
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setup.threads])
+        started = time.perf_counter()
+        import torch
+        import whisper
+
+        import whisper_max_plugin
+
+        from .vocabulary import tokenizer_of
+
+        whisper_max_plugin.install(backend=self._backend)
+        if self._backend == "max":
+            import max.engine  # noqa: F401  belongs to the imports' time
+
+        imported = time.perf_counter()
+        if setup.threads is not None:
+            torch.set_num_threads(setup.threads)
+        torch.set_grad_enabled(False)
+        self._model = whisper.load_model(setup.checkpoint, device=setup.device, backend=self._backend).eval()
+        loaded = time.perf_counter()
+
+        self._setup, self._inputs = setup, Inputs(setup)
+        self._tokenizer = tokenizer_of(setup.dims)
+        storage = Storage()
+        if self._backend == "max":
+            from whisper_max_plugin.weights import stored_dtype
+
+            storage = Storage(step_weights=stored_dtype(self._model.state_dict()).itemsize)
+        return Loaded(imported - started, loaded - imported, storage)
+
+    def stages(self) -> Sequence[str]:
+        """See `Subject.stages`."""
+        return ("mel", "encoder", "cross_kv", "prefill", "step", "beam_step", "alignment")
+
+    def stage_seconds(self, stage: str, n_tokens: int) -> float:
+        """See `Subject.stage_seconds`."""
+        seconds: float = getattr(self, f"_{stage}")(n_tokens)
+        return seconds
+
+    def _mel(self, _n_tokens: int) -> float:
+        from whisper.audio import log_mel_spectrogram
+
+        samples, n_mels = self._inputs.samples(), self._setup.dims["n_mels"]
+        started = time.perf_counter()
+        log_mel_spectrogram(samples, n_mels)
+        return time.perf_counter() - started
+
+    def _encoder(self, _n_tokens: int) -> float:
+        mel = self._tensor(self._inputs.mel())
+        started = time.perf_counter()
+        self._model.encoder(mel)
+        return time.perf_counter() - started
+
+    def _cross_kv(self, _n_tokens: int) -> float:
+        features = self._tensor(self._inputs.audio_features())
+        if self._backend == "max":
+            started = time.perf_counter()
+            self._model.encoder.runtime.cross_kv(features)
+            return time.perf_counter() - started
+        started = time.perf_counter()
+        for block in self._model.decoder.blocks:
+            block.cross_attn.key(features)
+            block.cross_attn.value(features)
+        return time.perf_counter() - started
+
+    def _prefill(self, _n_tokens: int) -> float:
+        features = self._tensor(self._inputs.audio_features())[0]
+        return self._decode_seconds(features, 1, prompt=self._inputs.prompt)
+
+    def _step(self, n_tokens: int, **options: object) -> float:
+        features = self._tensor(self._inputs.audio_features())[0]
+        first = self._decode_seconds(features, 1, **options)
+        return (self._decode_seconds(features, n_tokens + 1, **options) - first) / n_tokens
+
+    def _beam_step(self, n_tokens: int) -> float:
+        return self._step(n_tokens, beam_size=BEAM_SIZE)
+
+    def _alignment(self, n_tokens: int) -> float:
+        from whisper.timing import find_alignment
+
+        mel, text = self._tensor(self._inputs.mel())[0], self._inputs.tokens(n_tokens)
+        self._model.encoder(mel[None])  # as decoding has done before; this plugin remembers it, upstream does it again
+        started = time.perf_counter()
+        find_alignment(self._model, self._tokenizer, text, mel, mel.shape[-1])
+        return time.perf_counter() - started
+
+    def _decode_seconds(self, features: Tensor, n_tokens: int, **options: Any) -> float:
+        """Time one decode of exactly `n_tokens` tokens."""
+        from whisper import DecodingOptions
+
+        task = DecodingOptions(
+            language="en",
+            fp16=False,
+            without_timestamps=True,
+            suppress_tokens=[self._setup.end_of_text],
+            sample_len=n_tokens,
+            **options,
+        )
+        started = time.perf_counter()
+        result = self._model.decode(features, task)
+        seconds = time.perf_counter() - started
+        if len(result.tokens) != n_tokens:
+            raise RuntimeError(f"{len(result.tokens)} tokens were decoded instead of {n_tokens}")
+        return seconds
+
+    def transcribe(self, transcription: Transcription) -> Decoded:
+        """See `Subject.transcribe`."""
+        samples = recording(self._setup.samples, transcription.seconds)
+        options: dict[str, Any] = {}
+        if transcription.n_tokens is not None:
+            options = {
+                "sample_len": transcription.n_tokens,
+                "suppress_tokens": self._setup.suppressed,
+                "without_timestamps": True,
+                "condition_on_previous_text": False,
+                "no_speech_threshold": None,
+            }
+        started = time.perf_counter()
+        result = self._model.transcribe(
+            samples,
+            language=transcription.language,
+            temperature=0.0,
+            beam_size=transcription.beam_size,
+            word_timestamps=transcription.word_timestamps,
+            fp16=False,
+            verbose=None,
+            **options,
+        )
+        seconds = time.perf_counter() - started
+        tokens = [token for segment in result["segments"] for token in segment["tokens"]]
+        return Decoded(seconds, result["text"], tokens)
+
+    @staticmethod
+    def _tensor(array: Any) -> Tensor:
+        import torch
+
+        return torch.from_numpy(array)

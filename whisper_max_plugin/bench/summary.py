@@ -1,0 +1,96 @@
+"""Makes results of what the processes measured: medians, ratios, and parts of the machine's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whisper.model import ModelDimensions
+
+from whisper_max_plugin import environment
+
+from . import accuracy, stages
+from .machine import Limits
+from .plan import Plan
+from .results import StageResult, SubjectResult, Times, TranscriptionResult
+from .runner import Measured
+from .subjects import UPSTREAM
+
+
+def subject_results(measured: Sequence[Measured]) -> list[SubjectResult]:
+    """Return one result for each subject; of its processes, the one that transcribes tells of start and memory."""
+    results = []
+    for kind in {process.kind.name: process.kind for process in measured}.values():
+        processes = [process for process in measured if process.kind.name == kind.name]
+        first = max(processes, key=lambda process: (len(process.decoded), len(process.stages)))
+        threads = sorted({process.threads for process in processes if process.threads is not None})
+        result = SubjectResult(
+            name=kind.name,
+            title=kind.title,
+            version=environment.version(kind.version_of or kind.requirement),
+            threads=threads or None,
+            import_seconds=first.loaded.import_seconds,
+            load_seconds=first.loaded.load_seconds,
+            compile_seconds=first.compile_seconds,
+            peak_bytes=first.peak_bytes,
+            note=kind.note,
+        )
+        results.append(result)
+    return results
+
+
+def transcription_results(plan: Plan, measured: Sequence[Measured]) -> list[TranscriptionResult]:
+    """Return one result for each subject that transcribed, upstream's first."""
+    transcribed = [process for process in measured if process.decoded]
+    results = []
+    for process in transcribed:
+        upstreams, mine = transcribed[0].decoded, process.decoded
+        times = Times.of([decoded.seconds for decoded in mine])
+        tokens, expected = mine[-1].tokens, upstreams[-1].tokens
+        if all(token < plan.setup.first_timestamp for token in tokens):  # whisper.cpp returns those of the text alone
+            expected = [token for token in expected if token < plan.setup.first_timestamp]
+        error_rate = None
+        if plan.reference is not None and plan.transcription is not None:
+            error_rate = accuracy.word_error_rate(mine[-1].text, plan.reference, plan.transcription.language)
+        result = TranscriptionResult(
+            subject=process.kind.name,
+            threads=process.threads,
+            times=times,
+            ratio=Times.of([decoded.seconds for decoded in upstreams]).median / times.median,
+            speed=plan.audio_seconds / times.median,
+            tokens=len(tokens),
+            common_tokens=accuracy.common_tokens(tokens, expected),
+            word_error_rate=error_rate,
+            text=mine[-1].text,
+        )
+        results.append(result)
+    return results
+
+
+def stage_results(plan: Plan, limits: Limits, measured: Sequence[Measured]) -> list[StageResult]:
+    """Return one result for each stage of each subject, stage by stage."""
+    results = []
+    for stage in plan.stages:
+        processes = [process for process in measured if stage in process.stages]
+        upstream = next(process for process in processes if process.kind.name == UPSTREAM.name)
+        for process in processes:
+            times = Times.of(process.stages[stage])
+            cost = stages.cost_of(
+                stage,
+                ModelDimensions(**plan.setup.dims),
+                process.loaded.storage,
+                n_tokens=plan.n_tokens,
+                n_start=len(plan.setup.start),
+            )
+            result = StageResult(
+                stage=stage,
+                title=stages.title(stage, plan.n_tokens),
+                subject=process.kind.name,
+                threads=process.threads,
+                times=times,
+                ratio=Times.of(upstream.stages[stage]).median / times.median,
+                n_bytes=cost.n_bytes,
+                flops=cost.flops,
+                limit_part=cost.seconds(limits.read_bytes_per_second, limits.flops_per_second) / times.median,
+            )
+            results.append(result)
+    return results
