@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -10,13 +12,39 @@ from max.driver import CPU
 from max.engine import InferenceSession
 
 from .errors import ForkedProcessError
+from .threads import torch_threads
 
 
 @cache
 def session() -> InferenceSession:
-    """Return the session, made at the first call."""
+    """Return the session, made at the first call, with as many threads as torch has then.
+
+    So ``torch.set_num_threads``, ``OMP_NUM_THREADS`` and the command line's ``--threads`` are respected, if they come
+    before the first model is loaded: MAX's threads are made once for a process.
+    """
     refuse_after_fork()
-    return InferenceSession(devices=[CPU()])
+    with _processors(torch_threads()):
+        return InferenceSession(devices=[CPU()])
+
+
+@contextmanager
+def _processors(n: int) -> Iterator[None]:
+    """Let threads that begin inside believe in `n` processors; once they run, they may use all of this process's.
+
+    MAX makes as many threads as there are processors, and ``InferenceSession(num_threads=n)`` aborts the process, since
+    the device for the CPU exists by then.
+    """
+    if not hasattr(os, "sched_setaffinity") or n >= len(os.sched_getaffinity(0)):
+        yield
+        return
+    all_processors = os.sched_getaffinity(0)
+    before = set(os.listdir("/proc/self/task"))
+    os.sched_setaffinity(0, sorted(all_processors)[:n])
+    try:
+        yield
+    finally:
+        for thread in {"0"} | (set(os.listdir("/proc/self/task")) - before):  # 0 is the calling one
+            os.sched_setaffinity(int(thread), all_processors)
 
 
 _forked_while_running = False

@@ -55,6 +55,11 @@ def _lift_limit(limited: int) -> None:
         _limit.holders -= 1
 
 
+def torch_threads() -> int:
+    """Return torch's number of threads on this thread, limited or not."""
+    return _limit.outside if _limit.holders else torch.get_num_threads()
+
+
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Limit torch to one thread inside, see `OneTorchThread`."""
