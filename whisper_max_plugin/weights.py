@@ -23,11 +23,10 @@ def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Tensor]:
-    """Return the graphs' weights for a model's `state`: its tensors as float32, and those in another layout.
+    """Return the graphs' weights for a model's `state`: its tensors as float32, and the decoder's in another layout.
 
-    These are the convolutions' filters, and what the step's kernels read: weights as `stored`, with the query, key and
-    value projections of self-attention in one. Tensors that are contiguous float32 on the CPU are shared with
-    the model, not copied.
+    These are weights as `stored`, with the query, key and value projections of self-attention in one. Tensors that are
+    contiguous float32 on the CPU are shared with the model, not copied.
     """
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     for name in _stored(state):
@@ -39,9 +38,6 @@ def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype) -> dict[str,
     for name in [name for name in state if name.startswith("decoder.blocks") and name.endswith(".attn.query.bias")]:
         query, value = weights[name], weights[name.replace("query", "value")]
         weights[_stored_name(name)] = torch.cat([query, torch.zeros_like(query), value])  # the key has none
-    for conv in ("encoder.conv1", "encoder.conv2"):
-        # (n_out, n_in, 3) to (1, 3, n_in, n_out), see `graphs.layers.conv1d`
-        weights[f"{conv}.filter"] = weights.pop(f"{conv}.weight").permute(2, 1, 0)[None].contiguous()
     return weights
 
 

@@ -24,8 +24,8 @@ def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored:
     and left out for models that they cannot serve.
     """
     module = Module()
-    build_encoder(module, dims, dtype, device)
-    build_cross_kv(module, dims, dtype, device)
+    build_encoder(module, dims, dtype, device, stored)
+    build_cross_kv(module, dims, dtype, device, stored)
     build_decoder(module, dims, dtype, device, stored)
     build_cross_scores(module, dims, dtype, device)
     if stored is not None:

@@ -6,10 +6,13 @@ from max.dtype import DType
 from max.graph import DeviceRef, Graph, Module, TensorType, ops
 from whisper.model import ModelDimensions
 
-from .layers import Weights, attention_scores, linear, split_heads
+from .kernel_layers import layers_for
+from .layers import attention_scores, split_heads
 
 
-def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+def build_cross_kv(
+    module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None
+) -> None:
     """Add the graph ``cross_kv`` to `module`: what every decoder layer attends to, once per window.
 
     Input: audio_features (n_audio, n_audio_ctx, n_audio_state).
@@ -17,23 +20,19 @@ def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: 
     """
     features_type = TensorType(dtype, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
 
-    with Graph("cross_kv", input_types=[features_type], module=module) as graph:
-        weights = Weights(dtype, device)
+    layers = layers_for(dims, dtype, device, stored)
+
+    with Graph("cross_kv", input_types=[features_type], module=module, custom_extensions=layers.extensions) as graph:
         xa = graph.inputs[0].tensor
         graph.output(
             *(
-                split_heads(
-                    linear(
-                        xa,
-                        weights,
-                        f"decoder.blocks.{layer}.cross_attn.{part}",
-                        dims.n_audio_state,
-                        dims.n_text_state,
-                        bias=part != "key",
-                    ),
-                    xa.shape[0],
-                    xa.shape[1],
+                layers.heads(
+                    xa,
+                    f"decoder.blocks.{layer}.cross_attn.{part}",
+                    dims.n_audio_state,
+                    dims.n_text_state,
                     dims.n_text_head,
+                    bias=part != "key",
                 )
                 for layer in range(dims.n_text_layer)
                 for part in ("key", "value")
@@ -61,5 +60,5 @@ def build_cross_scores(module: Module, dims: ModelDimensions, dtype: DType, devi
 
     with Graph("cross_scores", input_types=input_types, module=module) as graph:
         x, key, weight, bias = (value.tensor for value in graph.inputs)
-        query = split_heads(x @ ops.transpose(weight, 0, 1) + bias, x.shape[0], x.shape[1], n_head)
+        query = split_heads(x @ ops.transpose(weight, 0, 1) + bias, n_head)
         graph.output(attention_scores(query, key))

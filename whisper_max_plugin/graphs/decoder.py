@@ -6,8 +6,8 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernels import KERNELS, project
-from .layers import Weights, attention, layer_norm, linear, merge_heads, mlp, split_heads
+from .kernel_layers import layers_for
+from .layers import host_scalar, layer_norm
 
 
 def build_decoder(
@@ -19,7 +19,7 @@ def build_decoder(
     teacher-forced pass of word alignment. A batch is ``n_audio * n_group`` sequences: the group (beams, or
     best-of samples) of one audio shares its cross-attention keys and values, which are read once for all of them.
 
-    With `stored`, the vocabulary is read in that type, by a kernel for few rows, as in the graph ``step``.
+    With `stored`, the weights are read in that type, as in the graph ``step``, see `layers_for`.
 
     Inputs
     ------
@@ -47,65 +47,39 @@ def build_decoder(
         *[cross_type] * (2 * n_layer),
     ]
 
-    with Graph("decoder", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
-        weights = Weights(dtype, device)
+    layers = layers_for(dims, dtype, device, stored)
+    weights = layers.weights
+
+    with Graph("decoder", input_types=input_types, module=module, custom_extensions=layers.extensions) as graph:
         tokens, offset, mask, rows = (value.tensor for value in graph.inputs[:4])
         caches = [value.buffer for value in graph.inputs[4 : 4 + 2 * n_layer]]
         cross_kv = [value.tensor for value in graph.inputs[4 + 2 * n_layer :]]
         n_audio, n_group, n_tokens = tokens.shape
-        n_filled = mask.shape[1]
         batch = n_audio * n_group
-        new = (slice(offset, offset + _host_scalar(n_tokens)), n_tokens)
 
-        def extend_cache(index: int, x: TensorValue) -> TensorValue:
-            """Write (batch, n_tokens, n_state) behind the cache; return (batch, n_head, n_filled, head_dim)."""
-            latest = ops.permute(ops.reshape(x, [n_audio, n_group, n_tokens, n_state]), [2, 0, 1, 3])
-            ops.buffer_store_slice(caches[index], latest, [new, slice(None), slice(None), slice(None)])
-            filled = ops.reshape(ops.buffer_load(caches[index]), [n_filled, batch, n_head, head_dim])
-            return ops.permute(filled, [1, 2, 0, 3])
-
-        part, vocabulary = ("decoder", weights) if stored is None else ("stored", Weights(stored, device))
-        token_embedding = vocabulary(f"{part}.token_embedding.weight", dims.n_vocab, n_state)
+        token_embedding = layers.token_embedding(dims.n_vocab, n_state)
         positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
+        new = (slice(offset, offset + host_scalar(n_tokens)), n_tokens)
         x = ops.gather(token_embedding, tokens, axis=0).cast(dtype) + ops.slice_tensor(positions, [new, slice(None)])
         x = ops.reshape(x, [batch, n_tokens, n_state])
 
         traces: list[TensorValue] = []
         for layer in range(n_layer):
             name = f"decoder.blocks.{layer}"
+            keys, values = caches[2 * layer : 2 * layer + 2]
             h = layer_norm(x, weights, f"{name}.attn_ln", n_state)
-            q, k, v = (
-                linear(h, weights, f"{name}.attn.{part}", n_state, n_state, bias=part != "key")
-                for part in ("query", "key", "value")
-            )
-            a = attention(
-                split_heads(q, batch, n_tokens, n_head),
-                extend_cache(2 * layer, k),
-                extend_cache(2 * layer + 1, v),
-                mask,
-            )
-            x = x + linear(merge_heads(a), weights, f"{name}.attn.out", n_state, n_state)
+            a = layers.causal_attention(h, f"{name}.attn", n_head, keys, values, offset, mask)
+            x = layers.linear_add(a, f"{name}.attn.out", n_state, n_state, x)
 
             h = layer_norm(x, weights, f"{name}.cross_attn_ln", n_state)
-            q = linear(h, weights, f"{name}.cross_attn.query", n_state, n_state)
-            # the sequences of a group become rows of one query: (n_audio, n_head, n_group * n_tokens, head_dim)
-            q = split_heads(ops.reshape(q, [n_audio, n_group * n_tokens, n_state]), n_audio, n_group * n_tokens, n_head)
-            a = merge_heads(attention(q, cross_kv[2 * layer], cross_kv[2 * layer + 1]))
-            a = linear(ops.reshape(a, [batch, n_tokens, n_state]), weights, f"{name}.cross_attn.out", n_state, n_state)
+            q = layers.linear(h, f"{name}.cross_attn.query", n_state, n_state)
+            # the sequences of a group become rows of one query
+            q = ops.reshape(q, [n_audio, n_group * n_tokens, n_state])
+            a = ops.reshape(layers.attention(q, *cross_kv[2 * layer : 2 * layer + 2]), [batch, n_tokens, n_state])
+            a = layers.linear(a, f"{name}.cross_attn.out", n_state, n_state)
             traces += [h, a]
             x = x + a
-            x = x + mlp(layer_norm(x, weights, f"{name}.mlp_ln", n_state), weights, f"{name}.mlp", n_state)
+            x = layers.mlp_add(layer_norm(x, weights, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
 
         read = layer_norm(ops.gather(x, rows, axis=1), weights, "decoder.ln", n_state)
-        if stored is None:
-            logits = read @ ops.transpose(token_embedding, 0, 1)
-        else:
-            n_rows = rows.shape[0]
-            logits = project(ops.reshape(read, [batch * n_rows, n_state]), token_embedding)
-            logits = ops.reshape(logits, [batch, n_rows, dims.n_vocab])
-        graph.output(logits, x, *traces)
-
-
-def _host_scalar(dim: object) -> TensorValue:
-    """A dimension's run-time value as an int64 scalar on the host."""
-    return ops.reshape(ops.shape_to_tensor([dim]), []).cast(DType.int64)
+        graph.output(layers.logits(read, token_embedding), x, *traces)

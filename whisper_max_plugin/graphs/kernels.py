@@ -1,4 +1,4 @@
-"""The operations in ``kernels/*.mojo`` as functions for graphs; on the CPU, in float32."""
+"""The operations in ``kernels/*.mojo`` as functions for graphs, for the CPU, in float32; weights may be of any type."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from max.graph import BufferValue, TensorType, TensorValue, ops
 
 KERNELS = Path(__file__).parent.parent / "kernels"
 """What graphs take as ``custom_extensions``, and the compiler again for a module of graphs."""
+
+LARGEST_VECTOR = 16
+"""float32 values in a register: what the attention kernels take a head to be a multiple of"""
 
 
 def project(x: TensorValue, weight: TensorValue) -> TensorValue:
@@ -64,6 +67,73 @@ def search(
     suppressed (n) int64; ranges (batch, 4) int64: the first and last but one token of text, and of timestamps.
     """
     ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
+
+
+def matmul(x: TensorValue, weight: TensorValue) -> TensorValue:
+    """Return ``x @ weight.T`` for x (batch, length, k) of any number of rows, and weight (n, k)."""
+    return _matmul("whisper_matmul", x, weight)
+
+
+def matmul_bias(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
+    """Return ``x @ weight.T + bias``."""
+    return _matmul("whisper_matmul_bias", x, weight, bias)
+
+
+def matmul_bias_gelu(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
+    """Return ``gelu(x @ weight.T + bias)``, by the error function."""
+    return _matmul("whisper_matmul_bias_gelu", x, weight, bias)
+
+
+def matmul_bias_add(x: TensorValue, weight: TensorValue, bias: TensorValue, residual: TensorValue) -> TensorValue:
+    """Return ``x @ weight.T + bias + residual``."""
+    return _matmul("whisper_matmul_bias_add", x, weight, bias, residual)
+
+
+def heads(x: TensorValue, weight: TensorValue, bias: TensorValue | None, n_head: int) -> TensorValue:
+    """Return ``x @ weight.T + bias`` as (batch, n_head, length, head_dim) of x (batch, length, k)."""
+    batch, length, _ = x.shape
+    out = TensorType(x.dtype, [batch, n_head, length, int(weight.shape[0]) // n_head], x.device)
+    if bias is None:
+        return ops.custom("whisper_heads", x.device, [x, weight], [out])[0].tensor
+    return ops.custom("whisper_heads_bias", x.device, [x, weight, bias], [out])[0].tensor
+
+
+def conv_gelu(
+    x: TensorValue, weight: TensorValue, bias: TensorValue, stride: int, positions: TensorValue | None
+) -> TensorValue:
+    """Return the GELU of a convolution of width 3 and padding 1, plus positions (length / stride, n_out).
+
+    x (batch, length, n_in), its length a multiple of the stride; weight (n_out, n_in, 3).
+    """
+    batch, length, _ = x.shape
+    out = TensorType(x.dtype, [batch, length // stride, weight.shape[0]], x.device)
+    name, operands = "whisper_conv_gelu", [x, weight, bias]
+    if positions is not None:
+        name, operands = "whisper_conv_gelu_add", [*operands, positions]
+    return ops.custom(name, x.device, operands, [out], parameters={"stride": stride})[0].tensor
+
+
+def attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
+    """Attend with q (n_audio, n_queries, n_state) to keys and values (n_audio, n_head, n_keys, head_dim)."""
+    parameters = {"head_dim": int(keys.shape[3])}
+    return ops.custom("whisper_attention", q.device, [q, keys, values], [q.type], parameters=parameters)[0].tensor
+
+
+def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, head_dim: int) -> TensorValue:
+    """Write tokens' keys and values to the end of a cache, and attend with each to all that does not come after it.
+
+    qkv (batch, n_tokens, 3 * n_state); keys and values (n_filled, n_audio, n_group, n_state). Returns (batch, n_tokens,
+    n_state).
+    """
+    out = TensorType(qkv.dtype, [*qkv.shape[:2], keys.shape[3]], qkv.device)
+    operands = [qkv, keys, values]
+    parameters = {"head_dim": head_dim}
+    return ops.inplace_custom("whisper_causal_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor
+
+
+def _matmul(name: str, x: TensorValue, weight: TensorValue, *operands: TensorValue) -> TensorValue:
+    out = TensorType(x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
+    return ops.custom(name, x.device, [x, weight, *operands], [out])[0].tensor
 
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:

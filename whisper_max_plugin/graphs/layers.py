@@ -1,9 +1,12 @@
-"""The layers that Whisper's graphs are built from: weights, linear, layer norm, convolution, attention."""
+"""The layers that Whisper's graphs are built from, of MAX's own operations: for any device and any size of heads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from max.dtype import DType
-from max.graph import DeviceRef, DimLike, Graph, TensorValue, Weight, ops
+from max.graph import BufferValue, DeviceRef, DimLike, Graph, TensorValue, Weight, ops
 
 LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which upstream keeps
 
@@ -26,48 +29,105 @@ class Weights:
         return self._declared[name]
 
 
+class Layers:
+    """One graph's layers. Activations are (batch, length, n_state), heads (batch, n_head, length, head_dim).
+
+    `KernelLayers` computes the same with kernels of our own, and `layers_for` tells which a graph takes.
+    """
+
+    extensions: Sequence[Path] = ()
+    """The graph's ``custom_extensions``."""
+
+    def __init__(self, dtype: DType, device: DeviceRef) -> None:
+        self.weights = Weights(dtype, device)
+
+    def conv_gelu(
+        self, x: TensorValue, name: str, n_in: int, n_out: int, *, stride: int, positions: TensorValue | None = None
+    ) -> TensorValue:
+        """Mirror a ``Conv1d`` of width 3 and padding 1, and ``F.gelu``; then add positions (length / stride, n_out)."""
+        y = ops.conv2d(  # of height 1
+            ops.unsqueeze(x, 1),
+            ops.unsqueeze(ops.permute(self.weights(f"{name}.weight", n_out, n_in, 3), [2, 1, 0]), 0),
+            stride=(1, stride),
+            padding=(0, 0, 1, 1),
+            bias=self.weights(f"{name}.bias", n_out),
+        )
+        y = ops.gelu(ops.squeeze(y, 1))
+        return y if positions is None else y + positions
+
+    def linear(self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
+        """Mirror ``whisper.model.Linear``: ``x @ weight.T + bias``."""
+        y = x @ ops.transpose(self.weights(f"{name}.weight", n_out, n_in), 0, 1)
+        return y + self.weights(f"{name}.bias", n_out) if bias else y
+
+    def linear_add(self, x: TensorValue, name: str, n_in: int, n_out: int, residual: TensorValue) -> TensorValue:
+        """Return `linear` plus `residual`."""
+        return residual + self.linear(x, name, n_in, n_out)
+
+    def mlp_add(self, x: TensorValue, name: str, n_state: int, residual: TensorValue) -> TensorValue:
+        """Mirror ``ResidualAttentionBlock.mlp``, linear, exact GELU, linear, plus `residual`."""
+        hidden = ops.gelu(self.linear(x, f"{name}.0", n_state, 4 * n_state))
+        return self.linear_add(hidden, f"{name}.2", 4 * n_state, n_state, residual)
+
+    def heads(self, x: TensorValue, name: str, n_in: int, n_out: int, n_head: int, *, bias: bool = True) -> TensorValue:
+        """Return `linear` as heads."""
+        return split_heads(self.linear(x, name, n_in, n_out, bias=bias), n_head)
+
+    def attention(self, q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
+        """Softmax attention of q (batch, length, n_state) to the heads `keys` and `values`."""
+        return merge_heads(attention(split_heads(q, int(keys.shape[1])), keys, values))
+
+    def causal_attention(
+        self,
+        x: TensorValue,
+        name: str,
+        n_head: int,
+        keys: BufferValue,
+        values: BufferValue,
+        offset: TensorValue,
+        mask: TensorValue,
+    ) -> TensorValue:
+        """Mirror the decoder's self-attention up to its ``out``, with a cache.
+
+        The keys and values of x (batch, n_tokens, n_state) are written to the end of the caches (n_filled, n_audio,
+        n_group, n_state), from `offset` on; mask (n_tokens, n_filled) hides the later tokens from the earlier.
+        """
+        n_filled, n_audio, n_group, n_state = keys.shape
+        batch, n_tokens, _ = x.shape
+        new = (slice(offset, offset + host_scalar(n_tokens)), n_tokens)
+        filled = []
+        for part, cache in (("key", keys), ("value", values)):
+            latest = self.linear(x, f"{name}.{part}", int(n_state), int(n_state), bias=part != "key")
+            latest = ops.permute(ops.reshape(latest, [n_audio, n_group, n_tokens, n_state]), [2, 0, 1, 3])
+            ops.buffer_store_slice(cache, latest, [new, slice(None), slice(None), slice(None)])
+            heads = ops.reshape(ops.buffer_load(cache), [n_filled, batch, n_head, int(n_state) // n_head])
+            filled.append(ops.permute(heads, [1, 2, 0, 3]))
+        q = split_heads(self.linear(x, f"{name}.query", int(n_state), int(n_state)), n_head)
+        return merge_heads(attention(q, filled[0], filled[1], mask))
+
+    def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
+        """Return the vocabulary (n_vocab, n_state), of any type."""
+        return self.weights("decoder.token_embedding.weight", n_vocab, n_state)
+
+    def logits(self, x: TensorValue, token_embedding: TensorValue) -> TensorValue:
+        """Return ``x @ token_embedding.T``."""
+        return x @ ops.transpose(token_embedding, 0, 1)
+
+
 def layer_norm(x: TensorValue, weights: Weights, name: str, n_state: int) -> TensorValue:
     """Mirror ``whisper.model.LayerNorm`` over the last dimension."""
     weight, bias = weights(f"{name}.weight", n_state), weights(f"{name}.bias", n_state)
     return ops.layer_norm(x, weight, bias, LAYER_NORM_EPS)
 
 
-def linear(x: TensorValue, weights: Weights, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
-    """Mirror ``whisper.model.Linear``: ``x @ weight.T + bias``."""
-    y = x @ ops.transpose(weights(f"{name}.weight", n_out, n_in), 0, 1)
-    return y + weights(f"{name}.bias", n_out) if bias else y
-
-
-def mlp(x: TensorValue, weights: Weights, name: str, n_state: int) -> TensorValue:
-    """Mirror ``ResidualAttentionBlock.mlp``: linear, exact GELU, linear."""
-    hidden = ops.gelu(linear(x, weights, f"{name}.0", n_state, 4 * n_state))
-    return linear(hidden, weights, f"{name}.2", 4 * n_state, n_state)
-
-
-def conv1d(x: TensorValue, weights: Weights, name: str, n_in: int, n_out: int, *, stride: int) -> TensorValue:
-    """Mirror a ``Conv1d`` of width 3 and padding 1, over ``x`` of shape (B, T, n_in).
-
-    It runs as a 2-D convolution of height 1. The weight ``name + ".filter"`` is the checkpoint's
-    (n_out, n_in, 3) tensor laid out as (1, 3, n_in, n_out); see `whisper_max_plugin.engine.graph_weights`.
-    """
-    y = ops.conv2d(
-        ops.unsqueeze(x, 1),  # (B, 1, T, n_in)
-        weights(f"{name}.filter", 1, 3, n_in, n_out),
-        stride=(1, stride),
-        padding=(0, 0, 1, 1),
-        bias=weights(f"{name}.bias", n_out),
-    )
-    return ops.squeeze(y, 1)  # (B, T / stride, n_out)
-
-
-def split_heads(x: TensorValue, batch: DimLike, length: DimLike, n_head: int) -> TensorValue:
+def split_heads(x: TensorValue, n_head: int) -> TensorValue:
     """Reshape (batch, length, n_state) to (batch, n_head, length, head_dim)."""
-    head_dim = int(x.shape[-1]) // n_head
-    return ops.permute(ops.reshape(x, [batch, length, n_head, head_dim]), [0, 2, 1, 3])
+    batch, length, n_state = x.shape
+    return ops.permute(ops.reshape(x, [batch, length, n_head, int(n_state) // n_head]), [0, 2, 1, 3])
 
 
 def merge_heads(x: TensorValue) -> TensorValue:
-    """Reshape (B, n_head, T, head_dim) to (B, T, n_state)."""
+    """Reshape (batch, n_head, length, head_dim) to (batch, length, n_state)."""
     batch, n_head, length, head_dim = x.shape
     return ops.reshape(ops.permute(x, [0, 2, 1, 3]), [batch, length, int(n_head) * int(head_dim)])
 
@@ -83,3 +143,8 @@ def attention(q: TensorValue, k: TensorValue, v: TensorValue, mask: TensorValue 
     if mask is not None:
         scores = scores + mask
     return ops.softmax(scores) @ v
+
+
+def host_scalar(dim: DimLike) -> TensorValue:
+    """A dimension's run-time value as an int64 scalar on the host."""
+    return ops.reshape(ops.shape_to_tensor([dim]), []).cast(DType.int64)

@@ -6,10 +6,8 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernels import KERNELS, cross_attention, linear, linear_add, linear_gelu, project, self_attention
+from .kernels import KERNELS, LARGEST_VECTOR, cross_attention, linear, linear_add, linear_gelu, project, self_attention
 from .layers import Weights, layer_norm
-
-LARGEST_VECTOR = 16  # float32 values in a register: what the attention kernels take a head to be a multiple of
 
 
 def has_step(dims: ModelDimensions) -> bool:

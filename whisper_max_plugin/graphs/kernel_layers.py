@@ -1,0 +1,91 @@
+"""The layers of kernels of our own, for the CPU: weights are read where they lie, and nothing is transposed."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import BufferValue, DeviceRef, TensorValue
+from whisper.model import ModelDimensions
+
+from . import kernels
+from .kernels import KERNELS, LARGEST_VECTOR
+from .layers import Layers, Weights
+
+
+def layers_for(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None) -> Layers:
+    """Return the layers of one graph: of kernels where they can serve, which is the CPU and OpenAI's heads of 64.
+
+    `stored` is the type of the decoder's weights on the CPU, None for other devices.
+    """
+    heads = dims.n_audio_state // dims.n_audio_head, dims.n_text_state // dims.n_text_head
+    if stored is None or any(head_dim % LARGEST_VECTOR for head_dim in heads):
+        return Layers(dtype, device)
+    return KernelLayers(dtype, device, stored)
+
+
+class KernelLayers(Layers):
+    """`Layers` whose products and attention are kernels.
+
+    The encoder's weights are the model's own. The decoder's are read as they are `stored` for the step.
+    """
+
+    extensions = (KERNELS,)
+
+    def __init__(self, dtype: DType, device: DeviceRef, stored: DType) -> None:
+        super().__init__(dtype, device)
+        self._stored = Weights(stored, device)
+
+    def _matrix(self, name: str, n_in: int, n_out: int) -> TensorValue:
+        if name.startswith("decoder.") and not name.endswith((".cross_attn.key", ".cross_attn.value")):
+            return self._stored(f"{name.replace('decoder.', 'stored.', 1)}.weight", n_out, n_in)
+        return self.weights(f"{name}.weight", n_out, n_in)
+
+    def conv_gelu(
+        self, x: TensorValue, name: str, n_in: int, n_out: int, *, stride: int, positions: TensorValue | None = None
+    ) -> TensorValue:
+        weight, bias = self.weights(f"{name}.weight", n_out, n_in, 3), self.weights(f"{name}.bias", n_out)
+        return kernels.conv_gelu(x, weight, bias, stride, positions)
+
+    def linear(self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
+        weight = self._matrix(name, n_in, n_out)
+        return (
+            kernels.matmul_bias(x, weight, self.weights(f"{name}.bias", n_out)) if bias else kernels.matmul(x, weight)
+        )
+
+    def linear_add(self, x: TensorValue, name: str, n_in: int, n_out: int, residual: TensorValue) -> TensorValue:
+        return kernels.matmul_bias_add(
+            x, self._matrix(name, n_in, n_out), self.weights(f"{name}.bias", n_out), residual
+        )
+
+    def mlp_add(self, x: TensorValue, name: str, n_state: int, residual: TensorValue) -> TensorValue:
+        weight, bias = self._matrix(f"{name}.0", n_state, 4 * n_state), self.weights(f"{name}.0.bias", 4 * n_state)
+        hidden = kernels.matmul_bias_gelu(x, weight, bias)
+        return self.linear_add(hidden, f"{name}.2", 4 * n_state, n_state, residual)
+
+    def heads(self, x: TensorValue, name: str, n_in: int, n_out: int, n_head: int, *, bias: bool = True) -> TensorValue:
+        weight = self._matrix(name, n_in, n_out)
+        return kernels.heads(x, weight, self.weights(f"{name}.bias", n_out) if bias else None, n_head)
+
+    def attention(self, q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
+        return kernels.attention(q, keys, values)
+
+    def causal_attention(
+        self,
+        x: TensorValue,
+        name: str,
+        n_head: int,
+        keys: BufferValue,
+        values: BufferValue,
+        offset: TensorValue,
+        mask: TensorValue,
+    ) -> TensorValue:
+        n_state = int(x.shape[2])
+        stored = name.replace("decoder.", "stored.", 1)  # query, key and value in one
+        bias = self.weights(f"{stored}.qkv.bias", 3 * n_state)
+        qkv = kernels.matmul_bias(x, self._stored(f"{stored}.qkv.weight", 3 * n_state, n_state), bias)
+        return kernels.causal_attention(qkv, keys, values, n_state // n_head)
+
+    def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
+        return self._stored("stored.token_embedding.weight", n_vocab, n_state)
+
+    def logits(self, x: TensorValue, token_embedding: TensorValue) -> TensorValue:
+        return kernels.matmul(x, token_embedding)

@@ -1,0 +1,301 @@
+"""Attention of many tokens: blocks of keys and values meet blocks of queries while both are in a cache."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from extensibility import _MutableInputTensor as MutableInputTensor
+from max.gpu.host import DeviceContext
+from std.math import ceildiv, exp, iota, rsqrt
+from std.sys import num_physical_cores
+
+from .attention import GROUP as FEW
+from .attention import attend
+from .gemm import LANES, PANEL, TILE_ROWS, WIDTH, Float, Floats, Scratch, Source, multiply, pack, transpose
+from .sharing import share
+
+comptime KEYS = 128  # of a block
+
+
+@always_inline
+def scores_of[
+    lanes: Int
+](
+    scores: Pointer[mut=True, Float, ...],
+    keys: Pointer[Float, ...],
+    queries: Pointer[Float, ...],
+    key_stride: Int,
+    head_dim: Int,
+    n_keys: Int,
+):
+    """Multiply a block of keys, `key_stride` apart, and a panel of queries (head_dim, lanes * WIDTH)."""
+    var key = 0
+    while key + TILE_ROWS <= n_keys:
+        multiply[TILE_ROWS, lanes](
+            scores.unsafe_offset(key * lanes * WIDTH),
+            keys.unsafe_offset(key * key_stride),
+            queries,
+            key_stride,
+            1,
+            head_dim,
+        )
+        key += TILE_ROWS
+    while key < n_keys:
+        multiply[1, lanes](
+            scores.unsafe_offset(key * lanes * WIDTH),
+            keys.unsafe_offset(key * key_stride),
+            queries,
+            key_stride,
+            1,
+            head_dim,
+        )
+        key += 1
+
+
+@always_inline
+def attend_panel[
+    lanes: Int, head_dim: Int, causal: Bool
+](
+    y: Pointer[mut=True, Float, ...],
+    q: Pointer[Float, ...],
+    k: Pointer[Float, ...],
+    v: Pointer[Float, ...],
+    queries: Pointer[mut=True, Float, ...],
+    scores: Pointer[mut=True, Float, ...],
+    sums: Pointer[mut=True, Float, ...],
+    y_stride: Int,
+    q_stride: Int,
+    key_stride: Int,
+    first: Int,
+    n_queries: Int,
+    n_keys: Int,
+):
+    """Softmax attention of a panel of the queries, from the one numbered `first`, to `n_keys` keys and values.
+
+    With `causal`, the last query sees all keys, and those before it one less each. The panel lies in `queries`
+    (head_dim, lanes * WIDTH), a block of scores in `scores` (KEYS, lanes * WIDTH), the weighted values in `sums`
+    (head_dim, lanes * WIDTH).
+    """
+    comptime width = lanes * WIDTH
+    pack[1](queries, q, Source(q_stride, n_queries, 1, n_queries, 1), first, n_queries - 1, 0, head_dim, lanes)
+    var scale = rsqrt(Float(head_dim))
+    comptime for i in range(0, head_dim * width, WIDTH):
+        queries.unsafe_store(i, queries.unsafe_load[width=WIDTH](i) * scale)
+        sums.unsafe_store(i, Floats(0))
+    var largest = Array[Floats, lanes](fill=Floats(Float.MIN_FINITE))
+    var total = Array[Floats, lanes](fill=Floats(0))
+    var seen = n_keys  # by the panel's first query
+    var end = n_keys  # seen by its last
+    comptime if causal:
+        seen = n_keys - n_queries + first + 1
+        end = min(n_keys, seen + width - 1)
+
+    for block in range(0, end, KEYS):
+        var count = min(KEYS, end - block)
+        scores_of[lanes](scores, k.unsafe_offset(block * key_stride), queries, key_stride, head_dim, count)
+        comptime if causal:
+            for t in range(max(0, seen - block), count):
+                comptime for l in range(lanes):
+                    var at = t * width + l * WIDTH
+                    var last_seen = iota[DType.int32, WIDTH](Int32(seen - 1 + l * WIDTH))
+                    var hidden = last_seen.lt(Int32(block + t))
+                    scores.unsafe_store(
+                        at, hidden.select(Floats(Float.MIN_FINITE), scores.unsafe_load[width=WIDTH](at))
+                    )
+        comptime for l in range(lanes):
+            var top = largest[l]
+            for t in range(count):
+                top = max(top, scores.unsafe_load[width=WIDTH](t * width + l * WIDTH))
+            var correction = exp(largest[l] - top)
+            var sum = total[l] * correction
+            for t in range(count):
+                var weight = exp(scores.unsafe_load[width=WIDTH](t * width + l * WIDTH) - top)
+                scores.unsafe_store(t * width + l * WIDTH, weight)
+                sum += weight
+            if top.ne(largest[l]).reduce_or():
+                for d in range(head_dim):
+                    var at = d * width + l * WIDTH
+                    sums.unsafe_store(at, sums.unsafe_load[width=WIDTH](at) * correction)
+            largest[l] = top
+            total[l] = sum
+        comptime for d in range(0, head_dim, TILE_ROWS):
+            multiply[TILE_ROWS, lanes, start=False](
+                sums.unsafe_offset(d * width), v.unsafe_offset(block * key_stride + d), scores, 1, key_stride, count
+            )
+
+    comptime for l in range(lanes):
+        var inverse = 1 / total[l]
+        comptime for d in range(0, head_dim, WIDTH):
+            var square = Array[Floats, WIDTH](fill=Floats(0))
+            comptime for i in range(WIDTH):
+                square[i] = sums.unsafe_load[width=WIDTH]((d + i) * width + l * WIDTH) * inverse
+            var rows = transpose(square)
+            comptime for i in range(WIDTH):
+                var row = first + l * WIDTH + i
+                if row < n_queries:
+                    y.unsafe_store(row * y_stride + d, rows[i])
+
+
+@always_inline
+def attend_many[
+    head_dim: Int, causal: Bool
+](
+    y: Pointer[mut=True, Float, ...],
+    q: Pointer[Float, ...],
+    k: Pointer[Float, ...],
+    v: Pointer[Float, ...],
+    y_stride: Int,
+    q_stride: Int,
+    key_stride: Int,
+    start: Int,
+    end: Int,
+    n_queries: Int,
+    n_keys: Int,
+):
+    """Softmax attention of the queries from `start` to `end`, which are `q_stride` apart."""
+    comptime assert head_dim % WIDTH == 0, "a head is not a whole number of vectors"
+    var of_queries = Scratch(head_dim * PANEL)
+    var of_scores = Scratch(KEYS * PANEL)
+    var of_sums = Scratch(head_dim * PANEL)
+    for first in range(start, end, PANEL):
+        var lanes = min(LANES, ceildiv(end - first, WIDTH))
+        comptime for l in range(1, LANES + 1):
+            if lanes == l:
+                attend_panel[l, head_dim, causal](
+                    y,
+                    q,
+                    k,
+                    v,
+                    of_queries.pointer(),
+                    of_scores.pointer(),
+                    of_sums.pointer(),
+                    y_stride,
+                    q_stride,
+                    key_stride,
+                    first,
+                    n_queries,
+                    n_keys,
+                )
+
+
+@extensibility.register("whisper_attention")
+struct Attention[head_dim: Int]:
+    """Attend with many queries of each audio to its keys and values.
+
+    y and q (n_audio, n_queries, n_state); keys and values (n_audio, n_head, n_keys, head_dim).
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=3, ...],
+        q: InputTensor[dtype=DType.float32, rank=3, ...],
+        keys: InputTensor[dtype=DType.float32, rank=4, ...],
+        values: InputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var n_audio = keys.dim_size(0)
+        var n_head = keys.dim_size(1)
+        var n_keys = keys.dim_size(2)
+        var n_queries = q.dim_size(1)
+        var n_state = q.dim_size(2)
+        var yp = y.unsafe_ptr()
+        var qp = q.unsafe_ptr()
+        var kp = keys.unsafe_ptr()
+        var vp = values.unsafe_ptr()
+        var unused = Scalar[DType.int32](0)
+        var nowhere = Pointer(to=unused)
+        var n_panels = ceildiv(n_queries, PANEL)
+        var blocks = min(n_panels, ceildiv(16 * num_physical_cores(), n_audio * n_head))
+        var block = ceildiv(n_panels, blocks) * PANEL  # queries of a task
+        blocks = ceildiv(n_queries, block)
+
+        def work(task: Int) raises {imm}:
+            var head = task // blocks
+            var start = task % blocks * block
+            var end = min(n_queries, start + block)
+            var at = head // n_head * n_queries * n_state + head % n_head * Self.head_dim
+            var of_head = head * n_keys * Self.head_dim
+            if n_queries <= FEW:
+                comptime for rows in range(1, FEW + 1):
+                    if n_queries == rows:
+                        attend[rows, Self.head_dim](
+                            yp.unsafe_offset(at),
+                            qp.unsafe_offset(at),
+                            kp.unsafe_offset(of_head),
+                            vp.unsafe_offset(of_head),
+                            nowhere,
+                            n_state,
+                            Self.head_dim,
+                            n_keys,
+                        )
+            else:
+                attend_many[Self.head_dim, False](
+                    yp.unsafe_offset(at),
+                    qp.unsafe_offset(at),
+                    kp.unsafe_offset(of_head),
+                    vp.unsafe_offset(of_head),
+                    n_state,
+                    n_state,
+                    Self.head_dim,
+                    start,
+                    end,
+                    n_queries,
+                    n_keys,
+                )
+
+        share(work, n_audio * n_head * blocks)
+
+
+@extensibility.register("whisper_causal_attention")
+struct CausalAttention[head_dim: Int]:
+    """Write the tokens' keys and values at the end of the cache, and attend to all of it that comes before each.
+
+    y (batch, n_tokens, n_state); qkv (batch, n_tokens, 3 * n_state); keys and values (n_filled, n_audio, n_group,
+    n_state), batch being n_audio * n_group, of which this fills the last n_tokens.
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=3, ...],
+        qkv: InputTensor[dtype=DType.float32, rank=3, ...],
+        keys: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        values: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var n_filled = keys.dim_size(0)
+        var batch = y.dim_size(0)
+        var n_tokens = y.dim_size(1)
+        var n_state = y.dim_size(2)
+        var n_head = n_state // Self.head_dim
+        var yp = y.unsafe_ptr()
+        var xp = qkv.unsafe_ptr()
+        var kp = keys.unsafe_ptr()
+        var vp = values.unsafe_ptr()
+
+        def work(task: Int) raises {imm}:
+            var b = task // n_head
+            var of_head = task % n_head * Self.head_dim
+            var source = xp.unsafe_offset(b * n_tokens * 3 * n_state + of_head)
+            for t in range(n_tokens):
+                var new = source.unsafe_offset(t * 3 * n_state)
+                var to = ((n_filled - n_tokens + t) * batch + b) * n_state + of_head
+                for i in range(0, Self.head_dim, WIDTH):
+                    kp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](n_state + i))
+                    vp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](2 * n_state + i))
+            attend_many[Self.head_dim, True](
+                yp.unsafe_offset(b * n_tokens * n_state + of_head),
+                source,
+                kp.unsafe_offset(b * n_state + of_head),
+                vp.unsafe_offset(b * n_state + of_head),
+                n_state,
+                3 * n_state,
+                batch * n_state,
+                0,
+                n_tokens,
+                n_tokens,
+                n_filled,
+            )
+
+        share(work, batch * n_head)
