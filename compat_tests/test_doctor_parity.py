@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 import whisper
+from max.driver import Buffer
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 from whisper.model import AudioEncoder, ModelDimensions, Whisper
 
 import whisper_max_plugin
@@ -111,9 +113,12 @@ def disturb(monkeypatch: pytest.MonkeyPatch) -> Disturb:
 
         def disturbed(self: Engine, *args: Any) -> Any:
             result = original(self, *args)
-            if method in ("decode", "step") and not when(*args[0].shape[1:]):
-                return result
-            return replace(result, logits=change(result.logits)) if method == "decode" else change(result)
+            if method == "decode":
+                return replace(result, logits=change(result.logits)) if when(*args[0].shape[1:]) else result
+            if method == "step":
+                tokens, *_ = args[0]
+                return Buffer.from_dlpack(change(from_dlpack(result))) if when(tokens.shape[1], 1) else result
+            return change(result)
 
         monkeypatch.setattr(Engine, method, disturbed)
 
@@ -192,8 +197,10 @@ def test_beams_that_keep_their_places(nano: Pair, monkeypatch: pytest.MonkeyPatc
 def test_a_cache_that_a_step_does_not_read(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Engine.step
 
-    def step(self: Engine, tokens: Tensor, self_kv: list[Tensor], cross_kv: Any) -> Tensor:
-        return original(self, tokens, [x[-1:] for x in self_kv], cross_kv)
+    def step(self: Engine, inputs: list[Buffer]) -> Buffer:
+        n_caches = (len(inputs) - 3) // 2
+        empty = [Buffer.from_dlpack(torch.zeros(tuple(cache.shape))) for cache in inputs[3 : 3 + n_caches]]
+        return original(self, [*inputs[:3], *empty, *inputs[3 + n_caches :]])
 
     monkeypatch.setattr(Engine, "step", step)
     assert failed(check()) == ["steps", "beams"]

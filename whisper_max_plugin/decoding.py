@@ -124,7 +124,7 @@ class MaxDecodingTask(DecodingTask):
         """Upstream's sampling loop, with `Search` in place of the filters' and the decoder's code."""
         rules = Rules.of(self.logit_filters, self.model.dims.n_vocab, self.sample_begin)
         with one_torch_thread():
-            if rules is None:
+            if rules is None or self.sample_len < 1:
                 return super()._main_loop(audio_features, tokens)
             no_speech_probs = [math.nan] * tokens.shape[0]
             try:

@@ -123,7 +123,8 @@ class Search:
         self._is_greedy = (
             _is_upstreams(decoder, "update") and type(decoder) is GreedyDecoder and decoder.temperature == 0
         )
-        batch, n_candidates = len(self.sequences), 1 if self._beam is None else self._beam.beam_size + 1
+        # one more than beam search looks at, to see whether it is as good as the last of them
+        batch, n_candidates = len(self.sequences), 1 if self._beam is None else self._beam.beam_size + 2
         self._sums = np.zeros(batch, dtype=np.float32)
         self.ids = np.zeros((batch, n_candidates), dtype=np.int64)
         self.logprobs = np.zeros((batch, n_candidates), dtype=np.float32)
@@ -159,12 +160,12 @@ class Search:
             of the last tokens; they are filtered in place
         """
         self.find_candidates(logits)
-        if np.isfinite(self.logprobs).all():
-            if self._is_greedy:
-                return self._choose(self._decoder.eot)
-            if self._beam is not None:
-                return self._rank(self._beam)
-        # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, or fewer tokens left than beams
+        if self._is_greedy and np.isfinite(self.logprobs).all():
+            return self._choose(self._decoder.eot)
+        if self._beam is not None and self._is_clear(self._beam.beam_size + 1):
+            return self._rank(self._beam)
+        # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
+        # and equally good ones, whose order is torch's to choose
         tokens, completed = self._decoder.update(self.tokens, from_dlpack(logits), self.sum_logprobs)
         self.sequences = tokens.tolist()
         return bool(completed)
@@ -174,6 +175,11 @@ class Search:
         suppressed = self._suppressed_first if self._begins else self._suppressed
         self._ranges[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
         self._engine.search(*self._outputs, logits, suppressed, self._ranges_buffer)
+
+    def _is_clear(self, n_candidates: int) -> bool:
+        """Tell whether each sequence has so many candidates, of which no two are equally good."""
+        differences = self.logprobs[:, :n_candidates] - self.logprobs[:, 1:]
+        return bool(np.isfinite(self.logprobs[:, :n_candidates]).all() and (differences > 0).all())
 
     @property
     def _begins(self) -> bool:
@@ -205,7 +211,7 @@ class Search:
             sources: dict[tuple[int, int], int] = {}
             for index in range(first, first + size):
                 beginning = first if self._begins else index  # at first all beams are equal, later no two
-                for token, total in zip(ids[index], totals[index], strict=True):
+                for token, total in zip(ids[index][:-1], totals[index][:-1], strict=True):
                     scores[beginning, token] = total
                     sources[beginning, token] = index
             finished: dict[tuple[int, ...], float] = {}
