@@ -94,6 +94,7 @@ class Runtime:
             if self._encoded is not None and _equal(self._encoded.input, mel):
                 REPORT.encoder_run_saved()
             else:
+                self._encoded = None  # let go before the next is computed, so that memory holds one of them
                 self._encoded = _Computed(mel.clone(), engine.encode(mel))
             features: Tensor = self._encoded.output
             return features.clone()  # the caller may write to it
@@ -103,6 +104,7 @@ class Runtime:
         with self._lock:
             engine = self.engine()
             if self._projected is None or not _equal(self._projected.input, audio_features):
+                self._projected = None
                 self._projected = _Computed(audio_features.clone(), engine.cross_kv(audio_features))
             cross_kv: CrossKV = self._projected.output
             return cross_kv
