@@ -74,13 +74,20 @@ def test_a_model_that_is_tuned_between_two_passes(features: Tensor) -> None:
             assert_close(actual, expected)
 
 
-def test_only_what_the_step_reads_is_held_twice(nano: Pair) -> None:
+def test_only_what_the_kernels_read_in_another_layout_is_copied(nano: Pair) -> None:
     state = nano.torch.state_dict()
-    weights = graph_weights(state, torch.float16)
-    for name, tensor in state.items():
-        if name.endswith(("conv1.weight", "conv2.weight")):
-            continue  # laid out anew
-        assert weights[name].data_ptr() == tensor.data_ptr(), f"{name} was copied"
-    copies = {name: tensor for name, tensor in weights.items() if name.startswith("stored.")}
+    weights = graph_weights(state, torch.float16, kernels=True)
+    shared = [name for name in state if name in weights]
+    assert all(weights[name].data_ptr() == state[name].data_ptr() for name in shared)
+    copies = {name: tensor for name, tensor in weights.items() if name not in state}
     assert all(tensor.dtype == torch.float16 for name, tensor in copies.items() if name.endswith("weight"))
     assert "stored.token_embedding.weight" in copies
+    assert "decoder.token_embedding.weight" not in weights  # a GPU gets what is read, and no more
+
+
+def test_graphs_without_kernels_share_everything(nano: Pair) -> None:
+    state = nano.torch.state_dict()
+    weights = graph_weights(state, torch.float16, kernels=False)
+    assert {name: tensor.data_ptr() for name, tensor in weights.items()} == {
+        name: tensor.data_ptr() for name, tensor in state.items()
+    }

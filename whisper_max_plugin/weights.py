@@ -22,23 +22,29 @@ def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float16
 
 
-def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Tensor]:
-    """Return the graphs' weights for a model's `state`: its tensors as float32, and the decoder's in another layout.
+def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
+    """Return what the graphs of a model read, for its `state`: tensors on the CPU, as float32.
 
-    These are weights as `stored`, with the query, key and value projections of self-attention in one. Tensors that are
-    contiguous float32 on the CPU are shared with the model, not copied.
+    Those that are contiguous float32 on the CPU already are shared with the model, not copied. For graphs of `kernels`
+    the decoder's matrices are in another layout: as `stored`, with the query, key and value projections of
+    self-attention in one.
     """
-    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
-    for name in _stored(state):
+    converted = _stored(state) if kernels else []
+    weights = {name: _float32(tensor) for name, tensor in state.items() if name not in converted}
+    for name in converted:
         if ".attn.query" in name:
-            parts = [weights[name.replace("query", part)] for part in ("query", "key", "value")]
+            parts = [_float32(state[name.replace("query", part)]) for part in ("query", "key", "value")]
             weights[_stored_name(name)] = torch.cat(parts).to(stored)  # (3 * n_state, n_state)
+            query, value = (weights[name.replace("query.weight", f"{part}.bias")] for part in ("query", "value"))
+            bias = torch.cat([query, torch.zeros_like(query), value])  # the key has none
+            weights[_stored_name(name).replace(".weight", ".bias")] = bias
         elif ".attn.key" not in name and ".attn.value" not in name:
-            weights[_stored_name(name)] = weights[name].to(stored)
-    for name in [name for name in state if name.startswith("decoder.blocks") and name.endswith(".attn.query.bias")]:
-        query, value = weights[name], weights[name.replace("query", "value")]
-        weights[_stored_name(name)] = torch.cat([query, torch.zeros_like(query), value])  # the key has none
+            weights[_stored_name(name)] = _float32(state[name]).to(stored)
     return weights
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
 def _stored(state: Mapping[str, Tensor]) -> list[str]:

@@ -9,27 +9,26 @@ from whisper.model import ModelDimensions
 from .cross_attention import build_cross_kv, build_cross_scores
 from .decoder import build_decoder
 from .encoder import build_encoder
+from .kernel_layers import has_kernels
 from .kernels import KERNELS
 from .search import build_search
-from .step import build_step, has_step
+from .step import build_step
 
-__all__ = ["KERNELS", "build_module"]
+__all__ = ["KERNELS", "build_module", "has_kernels"]
 
 
-def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None) -> Module:
+def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> Module:
     """Build all graphs of one model size into one module.
 
-    One module compiles faster than its graphs one by one, since they share kernels. With `stored`, the type of the
-    decoder's weights, the operations in `KERNELS` are used, which are for the CPU. The graph ``step`` is made of them,
-    and left out for models that they cannot serve.
+    One module compiles faster than its graphs one by one, since they share kernels. `stored` is the type of the
+    decoder's weights. The graph ``step`` is left out for models that kernels cannot serve.
     """
     module = Module()
     build_encoder(module, dims, dtype, device, stored)
     build_cross_kv(module, dims, dtype, device, stored)
     build_decoder(module, dims, dtype, device, stored)
-    build_cross_scores(module, dims, dtype, device)
-    if stored is not None:
-        build_search(module, dims, dtype, device)
-        if has_step(dims):
-            build_step(module, dims, dtype, device, stored)
+    build_cross_scores(module, dims, dtype, device, stored)
+    build_search(module, dims, dtype, device)
+    if has_kernels(dims):
+        build_step(module, dims, dtype, device, stored)
     return module

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import DeviceRef, Graph, Module, TensorType, ops
+from max.graph import DeviceRef, Graph, Module, TensorType
 from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
-from .layers import attention_scores, split_heads
 
 
-def build_cross_kv(
-    module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None
-) -> None:
+def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
     """Add the graph ``cross_kv`` to `module`: what every decoder layer attends to, once per window.
 
     Input: audio_features (n_audio, n_audio_ctx, n_audio_state).
@@ -40,25 +37,26 @@ def build_cross_kv(
         )
 
 
-def build_cross_scores(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+def build_cross_scores(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
     """Add the graph ``cross_scores`` to `module`: one layer's scores, for word timestamps.
 
     It mirrors the ``qk`` that ``MultiHeadAttention.qkv_attention`` returns without SDPA. The query projection is
     an input, so that one small graph serves every layer.
 
     Inputs: x (n_audio, n_query, n_text_state), the layer's cross_attn input; key (n_audio, n_text_head,
-    n_audio_ctx, head_dim); the query projection's weight (n_text_state, n_text_state) and bias (n_text_state).
+    n_audio_ctx, head_dim); the query projection's weight (n_text_state, n_text_state), of the type that the graph
+    ``decoder`` reads, and bias (n_text_state).
     Output: scores (n_audio, n_text_head, n_query, n_audio_ctx).
     """
     n_state, n_head = dims.n_text_state, dims.n_text_head
+    layers = layers_for(dims, dtype, device, stored)
     input_types = [
         TensorType(dtype, ["n_audio", "n_query", n_state], device),
         TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, n_state // n_head], device),
-        TensorType(dtype, [n_state, n_state], device),
+        TensorType(layers.stored, [n_state, n_state], device),
         TensorType(dtype, [n_state], device),
     ]
 
-    with Graph("cross_scores", input_types=input_types, module=module) as graph:
+    with Graph("cross_scores", input_types=input_types, module=module, custom_extensions=layers.extensions) as graph:
         x, key, weight, bias = (value.tensor for value in graph.inputs)
-        query = split_heads(x @ ops.transpose(weight, 0, 1) + bias, n_head)
-        graph.output(attention_scores(query, key))
+        graph.output(layers.scores(layers.product(x, weight, bias), key))

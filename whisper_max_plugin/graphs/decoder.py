@@ -10,16 +10,14 @@ from .kernel_layers import layers_for
 from .layers import host_scalar, layer_norm
 
 
-def build_decoder(
-    module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None
-) -> None:
+def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
     """Add the graph ``decoder`` to `module`; it mirrors ``whisper.model.TextDecoder.forward``.
 
     Every length is dynamic, so the same graph runs the prefill (many tokens), a step (one token) and the
     teacher-forced pass of word alignment. A batch is ``n_audio * n_group`` sequences: the group (beams, or
     best-of samples) of one audio shares its cross-attention keys and values, which are read once for all of them.
 
-    With `stored`, the weights are read in that type, as in the graph ``step``, see `layers_for`.
+    The weights are read as `stored`, as in the graph ``step``, see `layers_for`.
 
     Inputs
     ------

@@ -10,9 +10,7 @@ from .kernel_layers import layers_for
 from .layers import layer_norm
 
 
-def build_encoder(
-    module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None = None
-) -> None:
+def build_encoder(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
     """Add the graph ``encoder`` to `module`; it mirrors ``whisper.model.AudioEncoder.forward``.
 
     Input: mel (batch, n_mels, 2 * n_audio_ctx). Output: audio_features (batch, n_audio_ctx, n_audio_state).

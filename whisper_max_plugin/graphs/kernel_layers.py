@@ -1,4 +1,4 @@
-"""The layers of kernels of our own, for the CPU: weights are read where they lie, and nothing is transposed."""
+"""The layers of kernels of our own: weights are read where they lie, and nothing is transposed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from whisper.model import ModelDimensions
 
 from . import kernels
 from .kernels import KERNELS, LARGEST_VECTOR
-from .layers import Layers, Weights
+from .layers import Layers, Weights, split_heads
 
 
-def layers_for(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType | None) -> Layers:
-    """Return the layers of one graph: of kernels where they can serve, which is the CPU and OpenAI's heads of 64.
+def layers_for(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> Layers:
+    """Return the layers of one graph: of kernels where they can serve, as they can OpenAI's heads of 64.
 
-    `stored` is the type of the decoder's weights on the CPU, None for other devices.
+    `stored` is the type of the decoder's weights.
     """
+    return KernelLayers(dtype, device, stored) if has_kernels(dims) else Layers(dtype, device)
+
+
+def has_kernels(dims: ModelDimensions) -> bool:
+    """Tell whether kernels can serve a model of `dims`."""
     heads = dims.n_audio_state // dims.n_audio_head, dims.n_text_state // dims.n_text_head
-    if stored is None or any(head_dim % LARGEST_VECTOR for head_dim in heads):
-        return Layers(dtype, device)
-    return KernelLayers(dtype, device, stored)
+    return not any(head_dim % LARGEST_VECTOR for head_dim in heads)
 
 
 class KernelLayers(Layers):
@@ -32,6 +35,7 @@ class KernelLayers(Layers):
 
     def __init__(self, dtype: DType, device: DeviceRef, stored: DType) -> None:
         super().__init__(dtype, device)
+        self.stored = stored
         self._stored = Weights(stored, device)
 
     def _matrix(self, name: str, n_in: int, n_out: int) -> TensorValue:
@@ -47,9 +51,10 @@ class KernelLayers(Layers):
 
     def linear(self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
         weight = self._matrix(name, n_in, n_out)
-        return (
-            kernels.matmul_bias(x, weight, self.weights(f"{name}.bias", n_out)) if bias else kernels.matmul(x, weight)
-        )
+        return self.product(x, weight, self.weights(f"{name}.bias", n_out) if bias else None)
+
+    def product(self, x: TensorValue, weight: TensorValue, bias: TensorValue | None) -> TensorValue:
+        return kernels.matmul(x, weight) if bias is None else kernels.matmul_bias(x, weight, bias)
 
     def linear_add(self, x: TensorValue, name: str, n_in: int, n_out: int, residual: TensorValue) -> TensorValue:
         return kernels.matmul_bias_add(
@@ -83,6 +88,12 @@ class KernelLayers(Layers):
         bias = self.weights(f"{stored}.qkv.bias", 3 * n_state)
         qkv = kernels.matmul_bias(x, self._stored(f"{stored}.qkv.weight", 3 * n_state, n_state), bias)
         return kernels.causal_attention(qkv, keys, values, n_state // n_head)
+
+    def scores(self, q: TensorValue, keys: TensorValue) -> TensorValue:
+        if not q.device.is_gpu():
+            return super().scores(q, keys)
+        head_dim = int(keys.shape[3])
+        return kernels.scores(split_heads(q * head_dim**-0.5, int(keys.shape[1])), keys)
 
     def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
         return self._stored("stored.token_embedding.weight", n_vocab, n_state)

@@ -9,6 +9,9 @@ from max.graph import BufferValue, TensorType, TensorValue, ops
 KERNELS = Path(__file__).parent.parent / "kernels"
 """What graphs take as ``custom_extensions``, and the compiler again for a module of graphs."""
 
+KEYS_OF_A_BLOCK = 256
+"""``KEYS`` in gpu_attention.mojo: what one block of a GPU attends to in a step's cross-attention"""
+
 LARGEST_VECTOR = 16
 """float32 values in a register: what the attention kernels take a head to be a multiple of"""
 
@@ -55,8 +58,17 @@ def self_attention(
 
 def cross_attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
     """Attend to the keys and values of windows, (n_audio, n_head, n_audio_ctx, head_dim), with q (batch, n_state)."""
-    parameters = {"head_dim": int(keys.shape[3])}
-    return ops.custom("whisper_cross_attention", q.device, [q, keys, values], [q.type], parameters=parameters)[0].tensor
+    n_audio, n_head, n_keys, head_dim = keys.shape
+    parameters = {"head_dim": int(head_dim)}
+    operands = [q, keys, values]
+    if not q.device.is_gpu():
+        return ops.custom("whisper_cross_attention", q.device, operands, [q.type], parameters=parameters)[0].tensor
+    # a head has too few queries to keep a GPU busy, so that blocks share its keys
+    n_parts = -(-int(n_keys) // KEYS_OF_A_BLOCK)
+    shape = [n_audio * n_head, n_parts, q.shape[0] // n_audio, int(head_dim) + 2]
+    parts = TensorType(q.dtype, shape, q.device)
+    (merged,) = ops.custom("whisper_cross_attention_parts", q.device, operands, [parts], parameters=parameters)
+    return ops.custom("whisper_cross_attention_merge", q.device, [merged], [q.type], parameters=parameters)[0].tensor
 
 
 def search(
@@ -117,6 +129,15 @@ def attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorV
     """Attend with q (n_audio, n_queries, n_state) to keys and values (n_audio, n_head, n_keys, head_dim)."""
     parameters = {"head_dim": int(keys.shape[3])}
     return ops.custom("whisper_attention", q.device, [q, keys, values], [q.type], parameters=parameters)[0].tensor
+
+
+def scores(q: TensorValue, keys: TensorValue) -> TensorValue:
+    """Return the products of q (n_audio, n_head, n_queries, head_dim) with keys (n_audio, n_head, n_keys, head_dim).
+
+    For GPUs only.
+    """
+    out = TensorType(q.dtype, [*q.shape[:3], keys.shape[2]], q.device)
+    return ops.custom("whisper_scores", q.device, [q, keys], [out])[0].tensor
 
 
 def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, head_dim: int) -> TensorValue:

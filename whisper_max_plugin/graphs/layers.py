@@ -25,7 +25,9 @@ class Weights:
 
     def __call__(self, name: str, *shape: int) -> TensorValue:
         if name not in self._declared:
-            self._declared[name] = Graph.current.add_weight(Weight(name, self.dtype, shape, self.device))
+            weight = Weight(name, self.dtype, shape, self.device)
+            # given where it is needed, once for all graphs, and not on the host for each to take along
+            self._declared[name] = Graph.current.add_weight(weight, force_initial_weight_on_host=False)
         return self._declared[name]
 
 
@@ -40,6 +42,7 @@ class Layers:
 
     def __init__(self, dtype: DType, device: DeviceRef) -> None:
         self.weights = Weights(dtype, device)
+        self.stored = dtype  # the type of the decoder's matrices
 
     def conv_gelu(
         self, x: TensorValue, name: str, n_in: int, n_out: int, *, stride: int, positions: TensorValue | None = None
@@ -57,8 +60,13 @@ class Layers:
 
     def linear(self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
         """Mirror ``whisper.model.Linear``: ``x @ weight.T + bias``."""
-        y = x @ ops.transpose(self.weights(f"{name}.weight", n_out, n_in), 0, 1)
-        return y + self.weights(f"{name}.bias", n_out) if bias else y
+        weight = self.weights(f"{name}.weight", n_out, n_in)
+        return self.product(x, weight, self.weights(f"{name}.bias", n_out) if bias else None)
+
+    def product(self, x: TensorValue, weight: TensorValue, bias: TensorValue | None) -> TensorValue:
+        """Return ``x @ weight.T + bias`` of a decoder's weight, which has the type `stored`."""
+        y = x @ ops.transpose(weight, 0, 1)
+        return y if bias is None else y + bias
 
     def linear_add(self, x: TensorValue, name: str, n_in: int, n_out: int, residual: TensorValue) -> TensorValue:
         """Return `linear` plus `residual`."""
@@ -104,6 +112,10 @@ class Layers:
             filled.append(ops.permute(heads, [1, 2, 0, 3]))
         q = split_heads(self.linear(x, f"{name}.query", int(n_state), int(n_state)), n_head)
         return merge_heads(attention(q, filled[0], filled[1], mask))
+
+    def scores(self, q: TensorValue, keys: TensorValue) -> TensorValue:
+        """Return what `attention` takes the softmax of, (batch, n_head, length, n_keys)."""
+        return attention_scores(split_heads(q, int(keys.shape[1])), keys)
 
     def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
         """Return the vocabulary (n_vocab, n_state), of any type."""

@@ -6,13 +6,8 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernels import KERNELS, LARGEST_VECTOR, cross_attention, linear, linear_add, linear_gelu, project, self_attention
+from .kernels import KERNELS, cross_attention, linear, linear_add, linear_gelu, project, self_attention
 from .layers import Weights, layer_norm
-
-
-def has_step(dims: ModelDimensions) -> bool:
-    """Tell whether the kernels can serve a model of `dims`; OpenAI's have heads of 64."""
-    return dims.n_text_state // dims.n_text_head % LARGEST_VECTOR == 0
 
 
 def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:

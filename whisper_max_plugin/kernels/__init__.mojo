@@ -1,8 +1,9 @@
-"""Kernels of the graphs on the CPU, as custom operations: the step's, and those for many rows."""
+"""The operations of the graphs: the step's, those for many rows, and the search. Their bodies for GPUs lie in gpu_*."""
 
 from .attention import *
 from .flash import *
 from .gemm import *
 from .linear import *
 from .matmul import *
+from .search import *
 from .sharing import *

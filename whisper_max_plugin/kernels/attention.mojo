@@ -8,6 +8,8 @@ from max.gpu.host import DeviceContext
 from std.math import exp, rsqrt
 from std.sys import simd_width_of
 
+from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
+
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Floats = SIMD[DType.float32, WIDTH]
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
@@ -115,6 +117,12 @@ struct SelfAttention[head_dim: Int]:
         var kp = keys.unsafe_ptr()
         var vp = values.unsafe_ptr()
         var hp = holders.unsafe_ptr()
+
+        comptime if target != "cpu":
+            var position_ = position.unsafe_ptr()
+            self_attention_on_gpu[Self.head_dim](yp, xp, kp, vp, hp, position_, batch, n_text_ctx, n_state, ctx)
+            return
+
         var last = Int(position.unsafe_ptr()[unsafe_offset=0])
 
         def work(task: Int) raises {imm}:
@@ -141,7 +149,7 @@ struct SelfAttention[head_dim: Int]:
 
 @extensibility.register("whisper_cross_attention")
 struct CrossAttention[head_dim: Int]:
-    """Attend to a window's keys and values, read once for all sequences of its group.
+    """Attend to a window's keys and values, read once for all sequences of its group; on a GPU it takes two operations.
 
     y and q (n_audio * n_group, n_state); keys and values (n_audio, n_head, n_audio_ctx, head_dim).
     """
@@ -189,3 +197,63 @@ struct CrossAttention[head_dim: Int]:
                 row += rows
 
         sync_parallelize(work, n_audio * n_head)
+
+
+@extensibility.register("whisper_cross_attention_parts")
+struct CrossAttentionParts[head_dim: Int]:
+    """The first half of `CrossAttention` on a GPU: each block attends to `KEYS` keys of a head.
+
+    parts (n_audio * n_head, n_keys / KEYS rounded up, n_group, head_dim + 2): the unscaled sum of values, the largest
+    score, and the sum of weights
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        parts: OutputTensor[dtype=DType.float32, rank=4, ...],
+        q: InputTensor[dtype=DType.float32, rank=2, ...],
+        keys: InputTensor[dtype=DType.float32, rank=4, ...],
+        values: InputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime if target == "cpu":
+            raise Error("whisper_cross_attention_parts is for GPUs")
+        else:
+            cross_attention_parts[Self.head_dim](
+                parts.unsafe_ptr(),
+                q.unsafe_ptr(),
+                keys.unsafe_ptr(),
+                values.unsafe_ptr(),
+                keys.dim_size(0),
+                parts.dim_size(2),
+                keys.dim_size(1),
+                keys.dim_size(2),
+                ctx,
+            )
+
+
+@extensibility.register("whisper_cross_attention_merge")
+struct CrossAttentionMerge[head_dim: Int]:
+    """The second half: y (n_audio * n_group, n_head * head_dim) of what `CrossAttentionParts` left."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        parts: InputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime if target == "cpu":
+            raise Error("whisper_cross_attention_merge is for GPUs")
+        else:
+            merge_parts[Self.head_dim](
+                y.unsafe_ptr(),
+                parts.unsafe_ptr(),
+                parts.dim_size(0),
+                parts.dim_size(1),
+                parts.dim_size(2),
+                y.dim_size(1) // Self.head_dim,
+                ctx,
+            )

@@ -10,6 +10,7 @@ from std.sys import num_physical_cores
 from .attention import GROUP as FEW
 from .attention import attend
 from .gemm import LANES, PANEL, TILE_ROWS, WIDTH, Float, Floats, Scratch, Source, multiply, pack, transpose
+from .gpu_flash import causal_attention_on_gpu, flash_on_gpu
 from .sharing import share
 
 comptime KEYS = 128  # of a block
@@ -202,6 +203,11 @@ struct Attention[head_dim: Int]:
         var qp = q.unsafe_ptr()
         var kp = keys.unsafe_ptr()
         var vp = values.unsafe_ptr()
+
+        comptime if target != "cpu":
+            flash_on_gpu[Self.head_dim](yp, qp, kp, vp, n_audio, n_head, n_queries, n_keys, ctx)
+            return
+
         var unused = Scalar[DType.int32](0)
         var nowhere = Pointer(to=unused)
         var n_panels = ceildiv(n_queries, PANEL)
@@ -273,6 +279,10 @@ struct CausalAttention[head_dim: Int]:
         var xp = qkv.unsafe_ptr()
         var kp = keys.unsafe_ptr()
         var vp = values.unsafe_ptr()
+
+        comptime if target != "cpu":
+            causal_attention_on_gpu[Self.head_dim](yp, xp, kp, vp, n_filled, batch, n_tokens, n_state, ctx)
+            return
 
         def work(task: Int) raises {imm}:
             var b = task // n_head

@@ -7,6 +7,8 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv, erf
 from std.sys import prefetch, simd_width_of, size_of
 
+from .gpu_linear import linear_on_gpu
+
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime CHUNK_BYTES = 64 * 1024  # of weights, for one task: small beside a cache, large beside the cost of a task
 
@@ -97,6 +99,27 @@ def linear[
     sync_parallelize(work, ceildiv(n, per_task))
 
 
+@always_inline
+def linear_for[
+    target: StaticString, type: DType, has_bias: Bool, has_residual: Bool, gelu: Bool
+](
+    y: Pointer[mut=True, Scalar[DType.float32], ...],
+    x: Pointer[mut=False, Scalar[DType.float32], ...],
+    w: Pointer[mut=False, Scalar[type], ...],
+    bias: Pointer[mut=False, Scalar[DType.float32], ...],
+    residual: Pointer[mut=False, Scalar[DType.float32], ...],
+    m: Int,
+    n: Int,
+    k: Int,
+    ctx: DeviceContext,
+) raises:
+    """Do what `linear` does, on the graph's device."""
+    comptime if target == "cpu":
+        linear[type, has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k)
+    else:
+        linear_on_gpu[type, has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k, ctx)
+
+
 @extensibility.register("whisper_linear")
 struct Linear:
     @staticmethod
@@ -110,8 +133,8 @@ struct Linear:
         ctx: DeviceContext,
     ) raises:
         var b = bias.unsafe_ptr()
-        linear[type, True, False, False](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        linear_for[target, type, True, False, False](
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
         )
 
 
@@ -128,8 +151,8 @@ struct LinearGelu:
         ctx: DeviceContext,
     ) raises:
         var b = bias.unsafe_ptr()
-        linear[type, True, False, True](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        linear_for[target, type, True, False, True](
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
         )
 
 
@@ -146,7 +169,7 @@ struct LinearAdd:
         residual: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        linear[type, True, True, False](
+        linear_for[target, type, True, True, False](
             y.unsafe_ptr(),
             x.unsafe_ptr(),
             w.unsafe_ptr(),
@@ -155,6 +178,7 @@ struct LinearAdd:
             x.dim_size(0),
             w.dim_size(0),
             w.dim_size(1),
+            ctx,
         )
 
 
@@ -170,6 +194,6 @@ struct Project:
         ctx: DeviceContext,
     ) raises:
         var p = x.unsafe_ptr()
-        linear[type, False, False, False](
-            y.unsafe_ptr(), p, w.unsafe_ptr(), p, p, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        linear_for[target, type, False, False, False](
+            y.unsafe_ptr(), p, w.unsafe_ptr(), p, p, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
         )

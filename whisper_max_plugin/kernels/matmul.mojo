@@ -5,20 +5,43 @@ from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
 from .gemm import Float, Source, gemm
-from .linear import linear
+from .gpu_gemm import gemm_on_gpu, scores_on_gpu
+from .linear import linear_for
 
 comptime FEW = 5  # rows that `linear` reads weights once for
 
 
 @always_inline
+def gemm_for[
+    target: StaticString, type: DType, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+](
+    y: Pointer[mut=True, Float, ...],
+    x: Pointer[mut=False, Float, ...],
+    w: Pointer[mut=False, Scalar[type], ...],
+    bias: Pointer[mut=False, Float, ...],
+    residual: Pointer[mut=False, Float, ...],
+    m: Int,
+    n: Int,
+    source: Source,
+    ctx: DeviceContext,
+) raises:
+    """Do what `gemm` does, on the graph's device."""
+    comptime if target == "cpu":
+        gemm[type, taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source)
+    else:
+        gemm_on_gpu[type, taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
+
+
+@always_inline
 def matmul[
-    type: DType, has_bias: Bool, gelu: Bool, has_residual: Bool
+    target: StaticString, type: DType, has_bias: Bool, gelu: Bool, has_residual: Bool
 ](
     y: OutputTensor[dtype=DType.float32, rank=3, ...],
     x: InputTensor[dtype=DType.float32, rank=3, ...],
     w: InputTensor[dtype=type, rank=2, ...],
-    bias: Pointer[Float, ...],
-    residual: Pointer[Float, ...],
+    bias: Pointer[mut=False, Float, ...],
+    residual: Pointer[mut=False, Float, ...],
+    ctx: DeviceContext,
 ) raises:
     """Compute y (batch, length, n) = x (batch, length, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual, like y].
     """
@@ -26,12 +49,12 @@ def matmul[
     var n = w.dim_size(0)
     var k = w.dim_size(1)
     if m <= FEW:
-        linear[type, has_bias, has_residual, gelu](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k
+        linear_for[target, type, has_bias, has_residual, gelu](
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k, ctx
         )
     else:
-        gemm[type, 1, has_bias, gelu, has_residual, False](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 1)
+        gemm_for[target, type, 1, has_bias, gelu, has_residual, False](
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 1), ctx
         )
 
 
@@ -48,7 +71,7 @@ struct Matmul:
         w: InputTensor[dtype=type, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[type, False, False, False](y, x, w, x.unsafe_ptr(), x.unsafe_ptr())
+        matmul[target, type, False, False, False](y, x, w, x.unsafe_ptr(), x.unsafe_ptr(), ctx)
 
 
 @extensibility.register("whisper_matmul_bias")
@@ -65,7 +88,7 @@ struct MatmulBias:
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[type, True, False, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr())
+        matmul[target, type, True, False, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), ctx)
 
 
 @extensibility.register("whisper_matmul_bias_gelu")
@@ -82,7 +105,7 @@ struct MatmulBiasGelu:
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[type, True, True, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr())
+        matmul[target, type, True, True, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), ctx)
 
 
 @extensibility.register("whisper_matmul_bias_add")
@@ -100,22 +123,23 @@ struct MatmulBiasAdd:
         residual: InputTensor[dtype=DType.float32, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[type, True, False, True](y, x, w, bias.unsafe_ptr(), residual.unsafe_ptr())
+        matmul[target, type, True, False, True](y, x, w, bias.unsafe_ptr(), residual.unsafe_ptr(), ctx)
 
 
 @always_inline
 def heads[
-    type: DType, has_bias: Bool
+    target: StaticString, type: DType, has_bias: Bool
 ](
     y: OutputTensor[dtype=DType.float32, rank=4, ...],
     x: InputTensor[dtype=DType.float32, rank=3, ...],
     w: InputTensor[dtype=type, rank=2, ...],
-    bias: Pointer[Float, ...],
+    bias: Pointer[mut=False, Float, ...],
+    ctx: DeviceContext,
 ) raises:
     """Compute y (batch, n_head, length, head_dim) = x (batch, length, k) @ w (n, k).T [+ bias (n)], laid out by heads.
     """
     var length = x.dim_size(1)
-    gemm[type, 1, has_bias, False, False, True](
+    gemm_for[target, type, 1, has_bias, False, False, True](
         y.unsafe_ptr(),
         x.unsafe_ptr(),
         w.unsafe_ptr(),
@@ -124,6 +148,7 @@ def heads[
         x.dim_size(0) * length,
         w.dim_size(0),
         Source(x.dim_size(2), length, 1, length, y.dim_size(3)),
+        ctx,
     )
 
 
@@ -140,7 +165,7 @@ struct Heads:
         w: InputTensor[dtype=type, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        heads[type, False](y, x, w, x.unsafe_ptr())
+        heads[target, type, False](y, x, w, x.unsafe_ptr(), ctx)
 
 
 @extensibility.register("whisper_heads_bias")
@@ -157,25 +182,26 @@ struct HeadsBias:
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        heads[type, True](y, x, w, bias.unsafe_ptr())
+        heads[target, type, True](y, x, w, bias.unsafe_ptr(), ctx)
 
 
 @always_inline
 def convolution[
-    type: DType, has_positions: Bool
+    target: StaticString, type: DType, has_positions: Bool
 ](
     y: OutputTensor[dtype=DType.float32, rank=3, ...],
     x: InputTensor[dtype=DType.float32, rank=3, ...],
     w: InputTensor[dtype=type, rank=3, ...],
-    bias: Pointer[Float, ...],
-    positions: Pointer[Float, ...],
+    bias: Pointer[mut=False, Float, ...],
+    positions: Pointer[mut=False, Float, ...],
     stride: Int,
+    ctx: DeviceContext,
 ) raises:
     """A convolution of width 3 and padding 1, then GELU [+ positions (length_out, n_out)].
 
     y (batch, length_out, n_out); x (batch, length, n_in); w (n_out, n_in, 3), as torch holds it
     """
-    gemm[type, 3, True, True, has_positions, False](
+    gemm_for[target, type, 3, True, True, has_positions, False](
         y.unsafe_ptr(),
         x.unsafe_ptr(),
         w.unsafe_ptr(),
@@ -184,6 +210,7 @@ def convolution[
         y.dim_size(0) * y.dim_size(1),
         y.dim_size(2),
         Source(x.dim_size(2), x.dim_size(1), stride, y.dim_size(1), 1),
+        ctx,
     )
 
 
@@ -201,7 +228,7 @@ struct ConvGelu[stride: Int]:
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        convolution[type, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), Self.stride)
+        convolution[target, type, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), Self.stride, ctx)
 
 
 @extensibility.register("whisper_conv_gelu_add")
@@ -219,4 +246,36 @@ struct ConvGeluAdd[stride: Int]:
         positions: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        convolution[type, True](y, x, w, bias.unsafe_ptr(), positions.unsafe_ptr(), Self.stride)
+        convolution[target, type, True](y, x, w, bias.unsafe_ptr(), positions.unsafe_ptr(), Self.stride, ctx)
+
+
+@extensibility.register("whisper_scores")
+struct Scores:
+    """The products of queries with keys, head by head, on a GPU.
+
+    y (n_audio, n_head, n_queries, n_keys); q (n_audio, n_head, n_queries, head_dim); keys (n_audio, n_head, n_keys,
+    head_dim)
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=4, ...],
+        q: InputTensor[dtype=DType.float32, rank=4, ...],
+        keys: InputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime if target == "cpu":
+            raise Error("whisper_scores is for GPUs")
+        else:
+            scores_on_gpu(
+                y.unsafe_ptr(),
+                q.unsafe_ptr(),
+                keys.unsafe_ptr(),
+                q.dim_size(0) * q.dim_size(1),
+                q.dim_size(2),
+                keys.dim_size(2),
+                q.dim_size(3),
+                ctx,
+            )

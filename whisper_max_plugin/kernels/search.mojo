@@ -8,6 +8,8 @@ from max.gpu.host import DeviceContext
 from std.math import exp, log
 from std.sys import simd_width_of
 
+from .gpu_search import search_on_gpu
+
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Floats = SIMD[DType.float32, WIDTH]
 comptime MINUS_INFINITY = -Scalar[DType.float32].MAX_FINITE * 2
@@ -112,6 +114,21 @@ struct Search:
         var all_logits = logits.unsafe_ptr()
         var all_suppressed = suppressed.unsafe_ptr()
         var all_ranges = ranges.unsafe_ptr()
+
+        comptime if target != "cpu":
+            search_on_gpu(
+                all_ids,
+                all_logprobs,
+                all_logits,
+                all_suppressed,
+                all_ranges,
+                logits.dim_size(0),
+                n_vocab,
+                n_suppressed,
+                k,
+                ctx,
+            )
+            return
 
         def work(batch: Int) raises {imm}:
             var row = all_logits.unsafe_offset(batch * n_vocab)

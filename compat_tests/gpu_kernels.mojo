@@ -1,0 +1,165 @@
+"""Prints the kernels for GPUs as PTX, each after a line `//===== name`. Arguments are outputs, then inputs, then sizes.
+
+The bodies are the ones that `gpu_*.mojo` launches. Which processor they are compiled for makes no difference to them.
+"""
+
+from max.gpu.host import get_gpu_target
+from std.compile import compile_info
+
+from kernels.gemm import Source
+from kernels.gpu_attention import cross_attention_block, merge_block, self_attention_block
+from kernels.gpu_flash import causal_block, flash_block, store_block
+from kernels.gpu_gemm import gemm_block, scores_block
+from kernels.gpu_linear import linear_warp
+from kernels.gpu_search import search_block
+
+comptime In[type: DType] = Pointer[mut=False, Scalar[type], ImmutAnyOrigin]
+comptime Out[type: DType] = Pointer[mut=True, Scalar[type], MutAnyOrigin]
+comptime F32 = DType.float32
+comptime I32 = DType.int32
+comptime I64 = DType.int64
+comptime TARGET = get_gpu_target["sm_80"]()
+
+
+def linear[
+    type: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
+](y: Out[F32], x: In[F32], w: In[type], bias: In[F32], residual: In[F32], m: Int32, n: Int32, k: Int32):
+    linear_warp[type, rows, outputs, has_bias, has_residual, gelu](y, x, w, bias, residual, Int(m), Int(n), Int(k))
+
+
+def gemm[
+    type: DType, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+](
+    y: Out[F32],
+    x: In[F32],
+    w: In[type],
+    bias: In[F32],
+    residual: In[F32],
+    m: Int32,
+    n: Int32,
+    n_in: Int32,
+    length: Int32,
+    stride: Int32,
+    length_out: Int32,
+    head_dim: Int32,
+):
+    var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
+    gemm_block[type, taps, side, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+
+
+def scores(y: Out[F32], q: In[F32], keys: In[F32], n_queries: Int32, n_keys: Int32, head_dim: Int32):
+    scores_block[4](y, q, keys, Int(n_queries), Int(n_keys), Int(head_dim))
+
+
+def self_attention[
+    head_dim: Int
+](
+    y: Out[F32],
+    keys: Out[F32],
+    values: Out[F32],
+    qkv: In[F32],
+    holders: In[I32],
+    position: In[I64],
+    batch: Int32,
+    n_text_ctx: Int32,
+    n_state: Int32,
+):
+    self_attention_block[head_dim](y, qkv, keys, values, holders, position, Int(batch), Int(n_text_ctx), Int(n_state))
+
+
+def cross_attention[
+    rows: Int, head_dim: Int
+](
+    parts: Out[F32],
+    q: In[F32],
+    keys: In[F32],
+    values: In[F32],
+    first_row: Int32,
+    n_group: Int32,
+    n_head: Int32,
+    n_keys: Int32,
+):
+    cross_attention_block[rows, head_dim](
+        parts, q, keys, values, Int(first_row), Int(n_group), Int(n_head), Int(n_keys)
+    )
+
+
+def merge[head_dim: Int](y: Out[F32], parts: In[F32], n_group: Int32, n_head: Int32, n_parts: Int32):
+    merge_block[head_dim](y, parts, Int(n_group), Int(n_head), Int(n_parts))
+
+
+def flash[
+    head_dim: Int
+](y: Out[F32], q: In[F32], keys: In[F32], values: In[F32], n_head: Int32, n_queries: Int32, n_keys: Int32):
+    flash_block[head_dim](y, q, keys, values, Int(n_head), Int(n_queries), Int(n_keys))
+
+
+def store(
+    keys: Out[F32], values: Out[F32], qkv: In[F32], n_before: Int32, batch: Int32, n_tokens: Int32, n_state: Int32
+):
+    store_block(qkv, keys, values, Int(n_before), Int(batch), Int(n_tokens), Int(n_state))
+
+
+def causal[
+    head_dim: Int
+](
+    y: Out[F32],
+    qkv: In[F32],
+    keys: In[F32],
+    values: In[F32],
+    n_before: Int32,
+    batch: Int32,
+    n_tokens: Int32,
+    n_state: Int32,
+):
+    causal_block[head_dim](y, qkv, keys, values, Int(n_before), Int(batch), Int(n_tokens), Int(n_state))
+
+
+def search(
+    ids: Out[I64],
+    logprobs: Out[F32],
+    logits: Out[F32],
+    suppressed: In[I64],
+    ranges: In[I64],
+    n_vocab: Int32,
+    n_suppressed: Int32,
+    k: Int32,
+):
+    search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+
+
+def show[FuncType: TrivialRegisterPassable, //, kernel: FuncType](name: String):
+    print("//=====", name)
+    print(compile_info[kernel, target=TARGET]().asm)
+
+
+def main():
+    comptime for type in [DType.float16, DType.bfloat16, DType.float32]:
+        comptime for rows in [1, 5, 8]:
+            comptime outputs = 1 if rows == 1 else 2
+            show[linear[type, rows, outputs, False, False, False]](String("linear ", type, " ", rows))
+    comptime for rows in [1, 5]:
+        comptime outputs = 1 if rows == 1 else 2
+        show[linear[DType.float16, rows, outputs, True, False, False]](String("linear bias float16 ", rows))
+        show[linear[DType.float16, rows, outputs, True, False, True]](String("linear gelu float16 ", rows))
+        show[linear[DType.float16, rows, outputs, True, True, False]](String("linear add float16 ", rows))
+
+    comptime for type in [DType.float16, DType.float32]:
+        comptime for side in [4, 8]:
+            show[gemm[type, 1, side, True, True, False, False]](String("gemm gelu ", type, " ", side))
+            show[gemm[type, 1, side, True, False, True, False]](String("gemm add ", type, " ", side))
+            show[gemm[type, 1, side, True, False, False, True]](String("gemm heads ", type, " ", side))
+            show[gemm[type, 3, side, True, True, True, False]](String("gemm conv ", type, " ", side))
+    show[gemm[DType.float32, 3, 4, True, True, False, False]]("gemm conv without positions")
+    show[scores]("scores")
+
+    comptime for head_dim in [48, 64]:
+        show[self_attention[head_dim]](String("self_attention ", head_dim))
+    comptime for rows in [1, 5]:
+        show[cross_attention[rows, 64]](String("cross_attention ", rows))
+    show[merge[64]]("merge")
+    comptime for head_dim in [32, 64]:
+        show[flash[head_dim]](String("flash ", head_dim))
+    show[store]("store")
+    show[causal[64]]("causal")
+    show[search]("search")

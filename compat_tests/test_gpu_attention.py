@@ -1,0 +1,123 @@
+"""Attention on a GPU: of a step, of many queries, and of a prompt to itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from .gpu_fixtures import (
+    Kernels,
+    assert_close,
+    assert_equal,
+    attend,
+    blocks,
+    kernels,
+    merge_heads,
+    seeded,
+    split_heads,
+    unset,
+)
+
+__all__ = ["kernels", "seeded"]  # fixtures, found by name
+
+
+@pytest.mark.parametrize("head_dim", [48, 64])
+@pytest.mark.parametrize("position", [0, 5, 40, 300])
+def test_self_attention(kernels: Kernels, head_dim: int, position: int) -> None:
+    batch, n_head, n_text_ctx = 3, 2, 310
+    n_state = n_head * head_dim
+    qkv = 3 * torch.randn(batch, 3 * n_state)
+    q, key, value = qkv.split(n_state, dim=1)
+    keys, values = torch.randn(2, n_text_ctx, batch, n_state)
+    keys[position:] = values[position:] = torch.nan  # nothing is there yet
+    holders = torch.randint(0, batch, (batch, n_text_ctx), dtype=torch.int32)
+    holders[:, position] = torch.arange(batch)
+    holders[:, position + 1 :] = 2**30  # nor known who will hold it
+    expected_keys, expected_values = keys.clone(), values.clone()
+    expected_keys[position], expected_values[position] = key, value
+
+    y = unset(batch, n_state)
+    inputs = [qkv, holders, torch.tensor([position])]
+    kernels.run(
+        f"self_attention {head_dim}", (batch, n_head), 256, [y, keys, values], inputs, batch, n_text_ctx, n_state
+    )
+    assert_equal(keys, expected_keys)
+    assert_equal(values, expected_values)
+    filled = torch.arange(position + 1)
+    for b in range(batch):
+        rows = holders[b, filled].long()
+        seen = [split_heads(cache[filled, rows][None], head_dim) for cache in (keys, values)]
+        assert_close(y[b : b + 1], merge_heads(attend(split_heads(q[None, b : b + 1], head_dim), *seen))[0])
+
+
+def run_cross_attention(kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend with q (n_audio, n_group, n_state): the launches of a step, five rows at a time, and then the merge."""
+    n_audio, n_head, n_keys, head_dim = keys.shape
+    n_group, n_parts = q.shape[1], blocks(n_keys, 256)
+    parts, y = unset(n_audio * n_head, n_parts, n_group, head_dim + 2), unset(*q.shape)
+    for first_row in range(0, n_group, 5):
+        name = f"cross_attention {1 if n_group - first_row == 1 else 5}"
+        grid, sizes = (n_parts, n_audio * n_head), (first_row, n_group, n_head, n_keys)
+        kernels.run(name, grid, 256, [parts], [q, keys, values], *sizes)
+    kernels.run("merge", n_audio * n_head, 256, [y], [parts], n_group, n_head, n_parts)
+    return y
+
+
+@pytest.mark.parametrize("n_group", [1, 3, 5, 6, 7])
+@pytest.mark.parametrize("n_keys", [40, 256, 700])
+def test_cross_attention(kernels: Kernels, n_group: int, n_keys: int) -> None:
+    q, keys, values = 3 * torch.randn(2, n_group, 128), torch.randn(2, 2, n_keys, 64), torch.randn(2, 2, n_keys, 64)
+    expected = merge_heads(attend(split_heads(q, 64), keys, values))
+    assert_close(run_cross_attention(kernels, q, keys, values), expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cross_attention_with_scores_of_any_size(kernels: Kernels, sign: int) -> None:
+    q, keys, values = 1e17 * torch.rand(1, 2, 64), sign * 1e17 * torch.rand(1, 1, 300, 64), torch.randn(1, 1, 300, 64)
+    expected = merge_heads(attend(split_heads(q, 64), keys, values))
+    assert_close(run_cross_attention(kernels, q, keys, values), expected)
+
+
+def run_flash(kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    n_audio, n_head, n_keys, head_dim = keys.shape
+    n_queries, y = q.shape[1], unset(*q.shape)
+    grid = blocks(n_queries, 64), n_audio * n_head
+    kernels.run(f"flash {head_dim}", grid, 256, [y], [q, keys, values], n_head, n_queries, n_keys)
+    return y
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize("n_queries", [1, 63, 65])
+@pytest.mark.parametrize("n_keys", [31, 33, 100])
+def test_attention_of_many_queries(kernels: Kernels, head_dim: int, n_queries: int, n_keys: int) -> None:
+    q = 3 * torch.randn(2, n_queries, 2 * head_dim)
+    keys, values = torch.randn(2, 2, 2, n_keys, head_dim)
+    assert_close(run_flash(kernels, q, keys, values), merge_heads(attend(split_heads(q, head_dim), keys, values)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_attention_of_many_queries_with_scores_of_any_size(kernels: Kernels, sign: int) -> None:
+    q, keys, values = 1e17 * torch.rand(1, 3, 32), sign * 1e17 * torch.rand(1, 1, 70, 32), torch.randn(1, 1, 70, 32)
+    assert_close(run_flash(kernels, q, keys, values), merge_heads(attend(split_heads(q, 32), keys, values)))
+
+
+@pytest.mark.parametrize("n_before", [0, 7])
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_causal_attention(kernels: Kernels, n_before: int, n_tokens: int) -> None:
+    batch, n_state = 2, 128
+    qkv = 3 * torch.randn(batch, n_tokens, 3 * n_state)
+    q, key, value = qkv.split(n_state, dim=2)
+    keys, values = torch.randn(2, n_before + n_tokens, batch, n_state)
+    expected_keys = torch.cat([keys[:n_before], key.transpose(0, 1)])
+    expected_values = torch.cat([values[:n_before], value.transpose(0, 1)])
+
+    sizes = n_before, batch, n_tokens, n_state
+    kernels.run("store", (n_tokens, batch), 256, [keys, values], [qkv], *sizes)
+    assert_equal(keys, expected_keys)
+    assert_equal(values, expected_values)
+    y = unset(batch, n_tokens, n_state)
+    kernels.run("causal", (n_tokens, batch, 2), 256, [y], [qkv, keys, values], *sizes)
+    for token in range(n_tokens):
+        seen = [split_heads(cache[: n_before + token + 1].transpose(0, 1), 64) for cache in (keys, values)]
+        assert_close(y[:, token], merge_heads(attend(split_heads(q[:, token : token + 1], 64), *seen))[:, 0])
