@@ -15,8 +15,8 @@ import whisper
 
 import whisper_max_plugin
 from whisper_max_plugin.backends import UnknownBackendError
+from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.max_backend import INSTALL_MAX
-from whisper_max_plugin.model import DeviceError
 
 from .bad_input_fixtures import installed
 from .data import NANO

@@ -16,7 +16,7 @@ from torch import Tensor
 from whisper.model import Whisper
 
 import whisper_max_plugin
-import whisper_max_plugin.model
+import whisper_max_plugin.loading
 from whisper_max_plugin.checkpoint import CheckpointError
 
 from .compare import assert_close
@@ -224,7 +224,7 @@ def test_an_upstream_that_would_run_the_code_is_not_asked(checkpoint: Checkpoint
         return torch.load(name, weights_only=False)
 
     with pytest.raises(CheckpointError):
-        whisper_max_plugin.model.load(
+        whisper_max_plugin.loading.load(
             str(path), device=None, download_root=None, in_memory=False, upstream_load_model=load_model
         )
     assert not (tmp_path / "sentinel").exists()

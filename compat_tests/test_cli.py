@@ -14,7 +14,7 @@ import pytest
 import whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, doctor, errors, model, startup
+from whisper_max_plugin import backends, doctor, errors, loading, startup
 from whisper_max_plugin.cli import main
 
 from .help_texts import assert_upstreams_with_backend
@@ -238,7 +238,7 @@ def test_doctor_reports_where_neither_max_nor_torch_nor_whisper_can_be_imported(
 
 @pytest.fixture
 def warmups(monkeypatch):
-    """The calls of `model.warmup`, which compiles nothing and returns tiny."""
+    """The calls of `loading.warmup`, which compiles nothing and returns tiny."""
     calls = []
 
     def warmup(name, device=None):
@@ -247,9 +247,9 @@ def warmups(monkeypatch):
             raise errors.CheckpointError("base has no encoder: download it again")
         if name == "tinny":
             raise errors.UnknownModelError("no model 'tinny': give the path of a checkpoint, or one of tiny")
-        return model.WarmupResult(name, TINY, seconds=75.25, cached=False)
+        return loading.WarmupResult(name, TINY, seconds=75.25, cached=False)
 
-    monkeypatch.setattr(model, "warmup", warmup)
+    monkeypatch.setattr(loading, "warmup", warmup)
     return calls
 
 

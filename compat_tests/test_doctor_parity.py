@@ -17,6 +17,7 @@ from whisper.model import AudioEncoder, ModelDimensions, Whisper
 
 import whisper_max_plugin
 from whisper_max_plugin import engine, parity, parity_checks
+from whisper_max_plugin.devices import Device
 from whisper_max_plugin.engine import Engine
 from whisper_max_plugin.kv_cache import KVCache
 
@@ -175,8 +176,8 @@ def test_graphs_with_another_weight_than_the_model(
 ) -> None:
     original = engine.graph_weights
 
-    def graph_weights(state: dict[str, Tensor], stored: torch.dtype) -> dict[str, Tensor]:
-        weights = original(state, stored)
+    def graph_weights(state: dict[str, Tensor], stored: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
+        weights = original(state, stored, kernels=kernels)
         return {**weights, name: weights[name] + 0.1}
 
     monkeypatch.setattr(engine, "graph_weights", graph_weights)
@@ -271,7 +272,7 @@ def test_a_graph_that_fails_to_run(nano: Pair, disturb: Disturb, error: type[Exc
 
 
 def test_graphs_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_graphs(dims: ModelDimensions, stored: torch.dtype) -> None:
+    def compile_graphs(dims: ModelDimensions, stored: torch.dtype, device: Device) -> None:
         raise RuntimeError("error: cannot lower rmo.matmul")
 
     monkeypatch.setattr(engine, "compile_graphs", compile_graphs)
@@ -283,8 +284,8 @@ def after_accelerate(monkeypatch: pytest.MonkeyPatch, change: Callable[[Whisper]
     """Do something to the model that is checked, as other software in the environment may."""
     original = parity.accelerate
 
-    def accelerate(model: Whisper) -> Whisper:
-        accelerated = original(model)
+    def accelerate(model: Whisper, device: Device) -> Whisper:
+        accelerated = original(model, device)
         change(accelerated)
         return accelerated
 

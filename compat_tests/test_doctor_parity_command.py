@@ -245,8 +245,14 @@ def test_a_missing_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert error == f"whisper-max: error: Failed to load audio: {path}: No such file or directory\n"
 
 
-def test_a_recording_needs_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("option", "value"), [("--audio", str(SAMPLE)), ("--device", "cpu")])
+def test_what_needs_a_comparison(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["doctor", "--audio", str(SAMPLE)])
+        main(["doctor", option, value])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.endswith("--audio goes with --parity\n")
+    assert capsys.readouterr().err.endswith(f"{option} goes with --parity\n")
+
+
+def test_a_comparison_on_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--parity", str(NANO), "--device", "cuda:7"]) == 2
+    assert "'cuda:7' was asked for" in capsys.readouterr().err

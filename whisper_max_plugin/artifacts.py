@@ -101,8 +101,12 @@ def obtain(
 
 def is_cached(dims: ModelDimensions, precision: str, device: str) -> bool:
     """Tell whether a sound artifact for `dims` lies in the cache."""
-    path = cache_dir() / ArtifactKey.of(dims, precision, device).filename
-    return _sound_bytes(path) is not None
+    return _sound_bytes(path_of(dims, precision, device)) is not None
+
+
+def path_of(dims: ModelDimensions, precision: str, device: str) -> Path:
+    """Return where the artifact for `dims` lies, or will."""
+    return cache_dir() / ArtifactKey.of(dims, precision, device).filename
 
 
 def _read(path: Path) -> CompiledModel | None:

@@ -18,7 +18,7 @@ from whisper_max_plugin.errors import WhisperMaxError
 
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor import Check
-    from whisper_max_plugin.model import WarmupResult
+    from whisper_max_plugin.loading import WarmupResult
     from whisper_max_plugin.parity import Parity, Row
 
 EXIT_OK = 0
@@ -66,9 +66,10 @@ def _run(arguments: list[str]) -> int:
         return backends(as_json=options.json)
     if options.command == "doctor":
         if options.parity is not None:
-            return doctor_with_parity(options.parity, audio=options.audio, as_json=options.json)
-        if options.audio is not None:
-            parser.error("--audio goes with --parity")
+            return doctor_with_parity(options.parity, audio=options.audio, device=options.device, as_json=options.json)
+        for option in ("audio", "device"):
+            if vars(options)[option] is not None:
+                parser.error(f"--{option} goes with --parity")
         return doctor(as_json=options.json)
     if options.command == "bench":
         return bench.run(options, arguments)
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--parity", nargs="*", metavar="MODEL", help=parity_help)
     command.add_argument("--audio", metavar="FILE", help="the recording to compare on, by default synthetic sound")
+    command.add_argument("--device", help="what MAX runs on in the comparison; by default the one load_model chooses")
 
     command = commands.add_parser("warmup", help="compile the graphs of models ahead of time")
     command.add_argument("model", nargs="+", metavar="MODEL", help="a name (its weights are not needed), or a .pt file")
@@ -163,7 +165,7 @@ def doctor(*, as_json: bool) -> int:
     return EXIT_OK if report["ok"] else EXIT_PROBLEM
 
 
-def doctor_with_parity(models: Sequence[str], *, audio: str | None, as_json: bool) -> int:
+def doctor_with_parity(models: Sequence[str], *, audio: str | None, device: str | None, as_json: bool) -> int:
     """Print what `doctor` prints, and how models on MAX compare with torch; 1 when anything is wrong.
 
     Parameters
@@ -172,6 +174,8 @@ def doctor_with_parity(models: Sequence[str], *, audio: str | None, as_json: boo
         names or paths; if empty, the smallest model that whisper has downloaded
     audio : str | None
         the recording to compare on; None for synthetic sound
+    device : str | None
+        what MAX runs on, as `whisper.load_model` takes it
     as_json : bool
 
     Raises
@@ -199,7 +203,7 @@ def doctor_with_parity(models: Sequence[str], *, audio: str | None, as_json: boo
         machine = parity.machine()
         results = []
         for name in names:
-            results.append(parity.check_model(name, samples))
+            results.append(parity.check_model(name, samples, device))
             if not as_json:
                 _print_parity(results[-1], machine, audio)
         ok = all(result.ok for result in results)
@@ -264,12 +268,12 @@ def warmup(names: Sequence[str], *, device: str | None) -> int:
     from whisper_max_plugin.backends import get_usable
 
     get_usable("max")  # before the model's modules are imported, since these need what it looks for
-    from whisper_max_plugin import model
+    from whisper_max_plugin import loading
 
     code = EXIT_OK
     for name in names:
         try:
-            result = model.warmup(name, device=device)
+            result = loading.warmup(name, device=device)
         except WhisperMaxError as error:
             _print_error(error)
             code = EXIT_ERROR

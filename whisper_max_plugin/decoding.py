@@ -94,7 +94,7 @@ class MaxInference(Inference):
         assert self.kv_cache is not None, "a step needs a first pass"
         if self._can_step:
             return self.model.decoder.step(search.latest, self.kv_cache)
-        return Buffer.from_dlpack(self.logits(search.tokens, audio_features)[:, -1].contiguous())
+        return self.engine.device.put(self.logits(search.tokens, audio_features)[:, -1])
 
     @property
     def engine(self) -> Engine:
@@ -133,7 +133,7 @@ class MaxDecodingTask(DecodingTask):
                     probs_at_sot = logits[:, self.sot_index].float().softmax(dim=-1)
                     no_speech_probs = probs_at_sot[:, self.tokenizer.no_speech].tolist()
                 search = Search(self.inference.engine, rules, self.decoder, tokens)
-                completed = search.update(Buffer.from_dlpack(logits[:, -1].float().contiguous()))
+                completed = search.update(self.inference.engine.device.put(logits[:, -1].float()))
                 for _ in range(1, self.sample_len):
                     if completed or len(search.sequences[0]) > self.n_ctx:
                         break

@@ -13,13 +13,13 @@ import torch
 from max.driver import Buffer
 from max.dtype import DType
 from max.engine import CompiledModel
-from max.graph import DeviceRef
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from . import artifacts
 from .checkpoint import check_state
-from .graphs import build_module
+from .devices import Device
+from .errors import DeviceError
+from .graphs import build_module, has_kernels
 from .report import REPORT
 from .session import session
 from .weights import graph_weights, stored_dtype
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from whisper.model import ModelDimensions
 
 PRECISION = "float32"
-DEVICE = "cpu"
+HEAD_ON_GPU = 64
 
 CrossKV = list[Buffer]
 """Per layer the key and the value, each (n_audio, n_text_head, n_audio_ctx, head_dim), on the device."""
@@ -54,17 +54,18 @@ class DecoderOutput:
 
 
 class Engine:
-    """The graphs of one model size, bound to one checkpoint's weights.
+    """The graphs of one model size on one device, bound to one checkpoint's weights.
 
-    All tensors that go in and come out are contiguous float32 (tokens: int64) on the host. Calls are serialised,
-    so that threads may share an engine.
+    All tensors that go in and come out are float32 (tokens: int64) on the host; buffers are on the device. Calls are
+    serialised, so that threads may share an engine.
 
     Parameters
     ----------
     dims : ModelDimensions
     state : Mapping[str, Tensor]
-        the model's parameters by upstream's names. Those that are contiguous float32 on the CPU are shared with
-        the graphs, not copied.
+        the model's parameters by upstream's names. On the CPU, those that are contiguous float32 are shared with the
+        graphs, not copied; a GPU gets the graphs' weights once.
+    device : Device
 
     Raises
     ------
@@ -74,36 +75,42 @@ class Engine:
         if MAX cannot compile the graphs
     """
 
-    def __init__(self, dims: ModelDimensions, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, dims: ModelDimensions, state: Mapping[str, Tensor], device: Device) -> None:
         self.dims = dims
+        self.device = device
         self._lock = threading.Lock()
         check_state(dims, state, source="the model")
+        if device.index is not None:
+            check_heads(dims)
         stored = stored_dtype(state)
-        self._weights = graph_weights(state, stored)  # keeps the memory alive that the graphs read
-        models = session().init_all(compile_graphs(dims, stored), weights_registry=self._weights)
+        compiled = compile_graphs(dims, stored, device)
+        # keeps the memory alive that the graphs read
+        weights = graph_weights(state, stored, kernels=has_kernels(dims))
+        self._weights = {name: device.put(tensor) for name, tensor in weights.items()}
+        models = session(device).init_all(compiled, weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
         self._search = models["search"]
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
         self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
-        REPORT.engine_ready(DEVICE, PRECISION)
+        REPORT.engine_ready(device.name, PRECISION)
 
     def encode(self, mel: Tensor) -> Tensor:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""
         with self._lock:
-            (features,) = self._encoder.execute(_buffer(mel))
+            (features,) = self._encoder.execute(self.device.put(mel))
         REPORT.graph_run("encoder")
-        return from_dlpack(features)
+        return self.device.get(features)
 
     def cross_kv(self, audio_features: Tensor) -> CrossKV:
         """Project audio_features (n_audio, n_audio_ctx, n_audio_state) to every layer's cross-attention K and V."""
         with self._lock:
-            outputs = self._cross_kv.execute(_buffer(audio_features))
+            outputs = self._cross_kv.execute(self.device.put(audio_features))
         REPORT.graph_run("cross_kv")
         return list(outputs)
 
     def decode(
-        self, tokens: Tensor, rows: Sequence[int], self_kv: Sequence[Tensor], cross_kv: CrossKV
+        self, tokens: Tensor, rows: Sequence[int], self_kv: Sequence[Buffer], cross_kv: CrossKV
     ) -> DecoderOutput:
         """Run the decoder on the latest tokens, and write their keys and values into the cache.
 
@@ -111,25 +118,25 @@ class Engine:
         ----------
         tokens : Tensor, shape = (n_audio, n_group, n_tokens), int64
         rows : positions among the tokens whose logits are wanted
-        self_kv : 2 * n_text_layer tensors (n_filled, n_audio * n_group, n_text_state)
+        self_kv : 2 * n_text_layer buffers (n_filled, n_audio * n_group, n_text_state)
             key 0, value 0, key 1, …: the front of the cache, n_filled = tokens before + n_tokens long
         cross_kv : what `cross_kv` returned for the n_audio windows
         """
         n_audio, n_group, n_tokens = tokens.shape
-        n_filled = self_kv[0].shape[0]
+        n_filled, _, n_state = self_kv[0].shape
         offset = n_filled - n_tokens
         inputs = [
-            _buffer(tokens),
+            self.device.put(tokens),
             np.array(offset, dtype=np.int64),
-            _buffer(self._mask[offset:n_filled, :n_filled]),
-            _buffer(torch.tensor(rows)),
-            *(_buffer(x.view(n_filled, n_audio, n_group, -1)) for x in self_kv),
+            self.device.put(self._mask[offset:n_filled, :n_filled]),
+            self.device.put(torch.tensor(rows)),
+            *(x.view(x.dtype, (n_filled, n_audio, n_group, n_state)) for x in self_kv),
             *cross_kv,
         ]
         with self._lock:
             outputs = self._decoder.execute(*inputs)
         REPORT.graph_run("prefill" if n_tokens > 1 else "step")
-        logits, hidden, *traces = map(from_dlpack, outputs)
+        logits, hidden, *traces = map(self.device.get, outputs)
         return DecoderOutput(logits, hidden, traces[0::2], traces[1::2])
 
     @property
@@ -175,36 +182,53 @@ class Engine:
         scores : Tensor, shape = (batch, n_text_head, n_tokens, n_audio_ctx)
         """
         key = cross_kv[2 * layer]
-        query = f"decoder.blocks.{layer}.cross_attn.query"
+        query = f"blocks.{layer}.cross_attn.query"
+        matrix = f"stored.{query}.weight" if has_kernels(self.dims) else f"decoder.{query}.weight"
         batch, n_tokens, n_state = x.shape
         n_audio, n_head, n_audio_ctx, _ = key.shape
         with self._lock:
             (scores,) = self._cross_scores.execute(
-                _buffer(x.reshape(n_audio, -1, n_state)),
+                self.device.put(x.reshape(n_audio, -1, n_state)),
                 key,
-                _buffer(self._weights[f"{query}.weight"]),
-                _buffer(self._weights[f"{query}.bias"]),
+                self._weights[matrix],
+                self._weights[f"decoder.{query}.bias"],
             )
         REPORT.graph_run("cross_scores")
-        scores = from_dlpack(scores)  # (n_audio, n_head, n_group * n_tokens, n_audio_ctx)
+        scores = self.device.get(scores)  # (n_audio, n_head, n_group * n_tokens, n_audio_ctx)
         scores = scores.view(n_audio, n_head, -1, n_tokens, n_audio_ctx).transpose(1, 2)
         return scores.reshape(batch, n_head, n_tokens, n_audio_ctx)
 
 
-_compiled: dict[tuple[tuple[int, ...], torch.dtype], CompiledModel] = {}
+def check_heads(dims: ModelDimensions) -> None:
+    """Refuse a model that kernels on GPUs cannot serve; MAX's own operations would round more than float32 does.
+
+    Raises
+    ------
+    DeviceError
+        if its heads are not of 64 values, as those of all of OpenAI's models are
+    """
+    heads = {dims.n_audio_state // dims.n_audio_head, dims.n_text_state // dims.n_text_head}
+    if heads != {HEAD_ON_GPU}:
+        raise DeviceError(
+            f"graphs on GPUs are for heads of {HEAD_ON_GPU} values, and this model has heads of "
+            f'{" and ".join(map(str, sorted(heads)))}: load it with device="cpu" (on the command line --device cpu)'
+        )
+
+
+_compiled: dict[tuple[tuple[int, ...], torch.dtype, str], CompiledModel] = {}
 _compile_lock = threading.Lock()
 
 
-def compile_graphs(dims: ModelDimensions, stored: torch.dtype) -> CompiledModel:
+def compile_graphs(dims: ModelDimensions, stored: torch.dtype, device: Device) -> CompiledModel:
     """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now.
 
     `stored` is the type of the step's weights, see `weights.stored_dtype`.
     """
-    key = tuple(vars(dims).values()), stored
+    key = tuple(vars(dims).values()), stored, device.kind
     with _compile_lock:
         if key not in _compiled:
-            build = partial(build_module, dims, DType.float32, DeviceRef.CPU(), DType[_name(stored)])
-            _compiled[key] = artifacts.obtain(session(), dims, artifact_precision(stored), DEVICE, build)
+            build = partial(build_module, dims, DType.float32, device.ref, DType[_name(stored)])
+            _compiled[key] = artifacts.obtain(session(device), dims, artifact_precision(stored), device.kind, build)
         return _compiled[key]
 
 
@@ -215,8 +239,3 @@ def artifact_precision(stored: torch.dtype) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _buffer(tensor: Tensor) -> Buffer:
-    """Hand a tensor's memory to MAX without copying, where it is contiguous."""
-    return Buffer.from_dlpack(tensor.contiguous())

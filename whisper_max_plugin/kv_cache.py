@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from max.driver import Buffer
 from torch import Tensor, nn
-from torch.utils.dlpack import from_dlpack
+
+from .devices import Device, Mirror
 
 if TYPE_CHECKING:
-    from whisper.model import TextDecoder
-
     from .engine import CrossKV, Engine
+    from .modules import MaxTextDecoder
 
 
 class KVCache(MutableMapping[nn.Module, Tensor]):
@@ -23,26 +23,27 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     Upstream's cache is a dict from each ``key`` and ``value`` projection module to what it has returned so far,
     shape (batch, n_filled, n_state), and callers index it so, for instance to reorder beams. The same reads and
-    writes work here. Underneath, each self-attention entry is the front of one preallocated tensor
-    (n_text_ctx, batch, n_state): time comes first so that the filled front is contiguous, which the decoder graph
-    takes as it is and extends in place. Like upstream's, the cache is empty until the first forward pass, and
-    the cross-attention entries are computed in that pass and kept.
+    writes work here. Underneath, each self-attention entry is the front of one preallocated buffer
+    (n_text_ctx, batch, n_state) on the graphs' device: time comes first so that the filled front is contiguous, which
+    the decoder graph takes as it is and extends in place. Like upstream's, the cache is empty until the first forward
+    pass, and the cross-attention entries are computed in that pass and kept.
 
     To reorder beams, no keys or values are moved: a table says which row holds a sequence's entry at each position.
     The graph ``step`` follows it; for everybody else the rows are put in order first.
     """
 
-    def __init__(self, decoder: TextDecoder, entries: Mapping[nn.Module, Tensor] | None = None) -> None:
+    def __init__(self, decoder: MaxTextDecoder, entries: Mapping[nn.Module, Tensor] | None = None) -> None:
         self._self_modules = [m for block in decoder.blocks for m in (block.attn.key, block.attn.value)]
         self._cross_modules = [m for block in decoder.blocks for m in (block.cross_attn.key, block.cross_attn.value)]
         self._n_text_ctx = decoder.positional_embedding.shape[0]
         self._n_head = decoder.blocks[0].cross_attn.n_head
+        self._device = decoder.runtime.device
         self.clear()
         self.update(entries or {})
 
     def clear(self) -> None:
         """Forget everything, as a dict does: the next pass is a first one."""
-        self._storage: dict[nn.Module, Tensor] = {}  # (n_text_ctx, batch, n_state)
+        self._storage: dict[nn.Module, Buffer] = {}  # (n_text_ctx, batch, n_state)
         self._n_filled: dict[nn.Module, int] = {}
         self._holders: npt.NDArray[np.int32] | None = None  # (batch, n_text_ctx), if rows are not in order
         self._step: _StepInputs | None = None
@@ -77,7 +78,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def cross_kv(self, buffers: CrossKV) -> None:
         self._cross = dict(zip(self._cross_modules, buffers, strict=True))
 
-    def extend(self, batch: int, n_tokens: int) -> list[Tensor]:
+    def extend(self, batch: int, n_tokens: int) -> list[Buffer]:
         """Make room for `n_tokens` more and return every front, (n_filled, batch, n_state), key 0, value 0, ….
 
         Raises
@@ -87,7 +88,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         """
         self._put_in_order()
         n_filled = self._grow(batch, n_tokens)
-        return [self._storage[module][:n_filled] for module in self._self_modules]
+        return [self._storage[module][:n_filled, :, :] for module in self._self_modules]
 
     def next_step(self, tokens: Sequence[int]) -> list[Buffer]:
         """Make room for one token of each sequence, and return what the graph ``step`` takes.
@@ -101,7 +102,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         if self._step is None:
             storage = [self._storage[module] for module in self._self_modules]
             holders = _own_rows(len(tokens), self._n_text_ctx) if self._holders is None else self._holders
-            self._step = _StepInputs(storage, self.cross_kv or [], holders)
+            self._step = _StepInputs(storage, self.cross_kv or [], holders, self._device)
         return self._step.fill(n_filled - 1, tokens)
 
     def rearrange(self, source_indices: list[int]) -> None:
@@ -109,9 +110,11 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         n_filled, batch = self.n_filled, len(source_indices)
         held = self._batch
         if self._holders is None:
-            self._holders = self._step.holders if self._step is not None else _own_rows(held, self._n_text_ctx)
+            self._holders = self._step.holders.array if self._step is not None else _own_rows(held, self._n_text_ctx)
         if batch == held:
             self._holders[:, :n_filled] = self._holders[source_indices, :n_filled]
+            if self._step is not None:
+                self._step.holders.push()
             return
         holders = _own_rows(batch, self._n_text_ctx)
         holders[:, :n_filled] = self._holders[source_indices, :n_filled]
@@ -120,8 +123,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             self._put_in_order()
         else:  # further sequences start from the rows that there are
             for module, storage in self._storage.items():
-                self._storage[module] = storage.new_empty(self._n_text_ctx, batch, storage.shape[2])
-                self._storage[module][:n_filled, :held] = storage[:n_filled]
+                self._storage[module] = self._stored(self._device.get(storage[:n_filled, :, :]), batch)
 
     @property
     def _batch(self) -> int:
@@ -131,7 +133,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         n_filled = self.n_filled + n_tokens
         for module in self._self_modules:
             if module not in self._storage:
-                self._storage[module] = torch.empty(self._n_text_ctx, batch, module.out_features)
+                self._storage[module] = self._device.empty((self._n_text_ctx, batch, module.out_features))
         if self._batch != batch:
             raise RuntimeError(f"the kv_cache holds {self._batch} sequences, but {batch} were given")
         self._n_filled = dict.fromkeys(self._self_modules, n_filled)
@@ -145,17 +147,29 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         rows = torch.from_numpy(self._holders[:, :n_filled]).to(torch.int64).T  # (n_filled, batch)
         positions = torch.arange(n_filled)[:, None]
         for module, storage in self._storage.items():
-            self._storage[module] = storage.new_empty(self._n_text_ctx, rows.shape[1], storage.shape[2])
-            self._storage[module][:n_filled] = storage[positions, rows]
+            self._storage[module] = self._stored(self._device.get(storage)[positions, rows], rows.shape[1])
         self._holders = self._step = None
+
+    def _stored(self, filled: Tensor, batch: int) -> Buffer:
+        """Return new memory for entries of a batch, of which `filled` (n_filled, rows, n_state) are the first."""
+        n_filled, rows, n_state = filled.shape
+        storage = self._device.empty((self._n_text_ctx, batch, n_state))
+        if self._device.shares_memory:
+            self._device.get(storage)[:n_filled, :rows] = filled
+        elif n_filled > 0:
+            front = torch.zeros(n_filled, batch, n_state)
+            front[:, :rows] = filled
+            self._device.write(storage[:n_filled, :, :], front)
+        return storage
 
     # -- the mapping that upstream's callers see -----------------------------------------------------------------
 
     def __getitem__(self, module: nn.Module) -> Tensor:
         self._put_in_order()
         if module in self._storage:
-            return self._storage[module][: self._n_filled[module]].transpose(0, 1)
-        heads = from_dlpack(self._cross[module])
+            filled = self._storage[module][: self._n_filled[module], :, :]
+            return self._device.get(filled).transpose(0, 1)
+        heads = self._device.get(self._cross[module])
         return heads.transpose(1, 2).flatten(2)  # (n_audio, n_audio_ctx, n_state)
 
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
@@ -163,14 +177,11 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._step = None
         x = x.detach().to("cpu", torch.float32)
         if module in self._self_modules:
-            batch, n_filled, n_state = x.shape
-            # new memory, since x may be a view of the old
-            self._storage[module] = torch.empty(self._n_text_ctx, batch, n_state)
-            self._storage[module][:n_filled] = x.transpose(0, 1)
-            self._n_filled[module] = n_filled
+            self._storage[module] = self._stored(x.transpose(0, 1), x.shape[0])  # a copy: x may be a view of the old
+            self._n_filled[module] = x.shape[1]
         elif module in self._cross_modules:
             heads = x.view(*x.shape[:2], self._n_head, -1).transpose(1, 2)
-            self._cross[module] = Buffer.from_dlpack(heads.contiguous())
+            self._cross[module] = self._device.put(heads)
         else:
             raise KeyError(module)
 
@@ -195,25 +206,30 @@ class _StepInputs:
 
     Parameters
     ----------
-    storage : the cache's tensors, each (n_text_ctx, n_audio * n_group, n_state)
+    storage : the cache's memory, each (n_text_ctx, n_audio * n_group, n_state)
     cross_kv : as the graph ``cross_kv`` returned them for n_audio windows
     holders : ndarray, shape = (n_audio * n_group, n_text_ctx), int32
+    device : Device
     """
 
-    def __init__(self, storage: Sequence[Tensor], cross_kv: CrossKV, holders: npt.NDArray[np.int32]) -> None:
-        n_text_ctx, batch, _ = storage[0].shape
+    def __init__(
+        self, storage: Sequence[Buffer], cross_kv: CrossKV, holders: npt.NDArray[np.int32], device: Device
+    ) -> None:
+        n_text_ctx, batch, n_state = storage[0].shape
         n_audio = cross_kv[0].shape[0]
-        self.holders = holders
-        self._tokens = np.zeros((n_audio, batch // n_audio), dtype=np.int64)
-        self._position = np.zeros(1, dtype=np.int64)
+        self.holders = Mirror(holders, device)
+        self._tokens = Mirror(np.zeros((n_audio, batch // n_audio), dtype=np.int64), device)
+        self._position = Mirror(np.zeros(1, dtype=np.int64), device)
         self._buffers = [
-            *(Buffer.from_dlpack(x) for x in (self._tokens, self._position, holders)),
-            *(Buffer.from_dlpack(x.view(n_text_ctx, n_audio, batch // n_audio, -1)) for x in storage),
+            *(mirror.buffer for mirror in (self._tokens, self._position, self.holders)),
+            *(x.view(x.dtype, (n_text_ctx, n_audio, batch // n_audio, n_state)) for x in storage),
             *cross_kv,
         ]
 
     def fill(self, position: int, tokens: Sequence[int]) -> list[Buffer]:
         """Set the step's values and return its inputs."""
-        self._tokens[:] = np.reshape(tokens, self._tokens.shape)
-        self._position[0] = position
+        self._tokens.array[:] = np.reshape(tokens, self._tokens.array.shape)
+        self._position.array[0] = position
+        self._tokens.push()
+        self._position.push()
         return self._buffers

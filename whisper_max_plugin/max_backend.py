@@ -63,9 +63,9 @@ class MaxBackend:
         upstream_load_model: Callable[..., Whisper],
     ) -> Whisper:
         """Return upstream's model with its encoder and decoder as MAX graphs."""
-        from whisper_max_plugin import model
+        from whisper_max_plugin import loading
 
-        return model.load(
+        return loading.load(
             name,
             device=device,
             download_root=download_root,

@@ -11,7 +11,6 @@ import torch
 import whisper.model
 from max.driver import Buffer
 from torch import Tensor, nn
-from torch.utils.dlpack import from_dlpack
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
 from .engine import CrossKV, DecoderOutput, Engine
@@ -118,7 +117,8 @@ class MaxTextDecoder(TextDecoder):
         batch, n_tokens = x.shape
         tokens = x.to("cpu", torch.int64).reshape(n_audio, batch // n_audio, n_tokens)
         if n_tokens == 1 and engine.has_step and not self.is_observed():
-            return from_dlpack(engine.step(cache.next_step(tokens.flatten().tolist()))).unsqueeze(1).to(xa.device)
+            logits = engine.device.get(engine.step(cache.next_step(tokens.flatten().tolist())))
+            return logits.unsqueeze(1).to(xa.device)
         self_kv = cache.extend(batch, n_tokens)
         wanted = range(n_tokens) if rows is None else [row % n_tokens for row in rows]
         output = engine.decode(tokens, wanted, self_kv, cross_kv)

@@ -19,9 +19,9 @@ import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
-from . import audio, checkpoint, environment
+from . import audio, checkpoint, devices, environment
 from . import parity_checks as checks
-from .errors import UnknownModelError, WhisperMaxError
+from .errors import CheckpointError, UnknownModelError, WhisperMaxError
 from .model import MaxWhisper, accelerate
 from .report import REPORT
 
@@ -153,7 +153,7 @@ def load_audio(path: str | None) -> Tensor:
 
 
 @torch.no_grad()
-def check_model(name: str, samples: Tensor) -> Parity:
+def check_model(name: str, samples: Tensor, device: str | None = None) -> Parity:
     """Run every check on one model.
 
     Parameters
@@ -162,22 +162,26 @@ def check_model(name: str, samples: Tensor) -> Parity:
         as ``whisper --model`` takes it; an official model that is not there yet is downloaded, as whisper does
     samples : Tensor, shape = (n_samples,)
         16 kHz; the first 30 s are used
+    device : str | None
+        what graphs run on, as `whisper.load_model` takes it
+
+    Raises
+    ------
+    DeviceError
+        if graphs do not run on `device`, or it is not there
     """
+    graphs_device = devices.find(device)
     try:
         model = _load(name)
         window = checks.prepare(model, samples)
-        upstreams: checks.Results = {}
-        for check in CHECKS:
-            upstreams[check.name] = check.compute(model, window, upstreams)
-            if not _all_finite(upstreams[check.name]):
-                return Parity(name, False, f"upstream's own result of {check.name!r} holds NaN or infinite values")
-        accelerated = accelerate(model)
+        upstreams = compute_upstreams(model, window)
+        accelerated = accelerate(model, graphs_device)
     except OSError as error:
         return Parity(name, False, f"cannot be loaded: {error}")
     except (WhisperMaxError, RuntimeError, ValueError) as error:  # ours, upstream's, torch's and MAX's
         return Parity(name, False, str(error))
     before = REPORT.snapshot()
-    rows = [_compare(check, accelerated, window, upstreams) for check in CHECKS]
+    rows = compare(accelerated, window, upstreams)
     after = REPORT.snapshot()
     return Parity(
         name,
@@ -189,6 +193,29 @@ def check_model(name: str, samples: Tensor) -> Parity:
         graph_runs=_added("graph_runs", before, after),
         fallbacks=_added("fallbacks", before, after),
     )
+
+
+def compute_upstreams(model: Whisper, window: checks.Window) -> checks.Results:
+    """Compute with upstream's `model` what `compare` compares with.
+
+    Raises
+    ------
+    CheckpointError
+        if the results hold NaN or infinite values
+    """
+    upstreams: checks.Results = {}
+    with torch.no_grad():
+        for check in CHECKS:
+            upstreams[check.name] = check.compute(model, window, upstreams)
+            if not _all_finite(upstreams[check.name]):
+                raise CheckpointError(f"upstream's own result of {check.name!r} holds NaN or infinite values")
+    return upstreams
+
+
+def compare(model: MaxWhisper, window: checks.Window, upstreams: checks.Results) -> list[Row]:
+    """Run every check on graphs, and compare with what upstream's model computed."""
+    with torch.no_grad():
+        return [_compare(check, model, window, upstreams) for check in CHECKS]
 
 
 def _load(name: str) -> Whisper:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .devices import Device
 from .engine import CrossKV, Engine
 from .report import REPORT
 from .threads import one_torch_thread
@@ -38,8 +39,9 @@ class Runtime:
     Copies and pickles carry no graphs: the copy binds its own parameters when it first runs.
     """
 
-    def __init__(self, dims: ModelDimensions, encoder: AudioEncoder, decoder: TextDecoder) -> None:
+    def __init__(self, dims: ModelDimensions, encoder: AudioEncoder, decoder: TextDecoder, device: Device) -> None:
         self.dims = dims
+        self.device = device
         self._modules: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
         self._forget()
 
@@ -54,7 +56,7 @@ class Runtime:
         self._projected: _Computed | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dims": self.dims, "_modules": self._modules}
+        return {"dims": self.dims, "device": self.device, "_modules": self._modules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -82,7 +84,7 @@ class Runtime:
         with self._lock:
             state = {f"{part}.{name}": x for part, module in self._modules.items() for name, x in _tensors(module)}
             if self._engine is None or self._fingerprint is None or not self._fingerprint.fits(state):
-                self._engine = Engine(self.dims, state)
+                self._engine = Engine(self.dims, state, self.device)
                 self._fingerprint = _Fingerprint(state)
                 self._encoded = self._projected = None
             return self._engine

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from max.driver import Buffer
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 from whisper.decoding import (
     ApplyTimestampRules,
     BeamSearchDecoder,
@@ -21,6 +20,7 @@ from whisper.decoding import (
     TokenDecoder,
 )
 
+from .devices import Mirror
 from .engine import Engine
 
 Ranges = tuple[int, int, int, int]
@@ -126,14 +126,13 @@ class Search:
         # one more than beam search looks at, to see whether it is as good as the last of them
         batch, n_candidates = len(self.sequences), 1 if self._beam is None else self._beam.beam_size + 2
         self._sums = np.zeros(batch, dtype=np.float32)
-        self.ids = np.zeros((batch, n_candidates), dtype=np.int64)
-        self.logprobs = np.zeros((batch, n_candidates), dtype=np.float32)
-        self._ranges = np.zeros((batch, 4), dtype=np.int64)
-        self._outputs = Buffer.from_dlpack(self.ids), Buffer.from_dlpack(self.logprobs)
-        self._ranges_buffer = Buffer.from_dlpack(self._ranges)
+        device = engine.device
+        self._ids = Mirror(np.zeros((batch, n_candidates), dtype=np.int64), device)
+        self._logprobs = Mirror(np.zeros((batch, n_candidates), dtype=np.float32), device)
+        self._ranges = Mirror(np.zeros((batch, 4), dtype=np.int64), device)
+        self.ids, self.logprobs = self._ids.array, self._logprobs.array
         self._suppressed_first, self._suppressed = (
-            Buffer.from_dlpack(np.array(tokens, dtype=np.int64))
-            for tokens in (rules.suppressed_first, rules.suppressed)
+            device.put(torch.tensor(tokens, dtype=torch.int64)) for tokens in (rules.suppressed_first, rules.suppressed)
         )
 
     @property
@@ -166,15 +165,17 @@ class Search:
             return self._rank(self._beam)
         # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
         # and equally good ones, whose order is torch's to choose
-        tokens, completed = self._decoder.update(self.tokens, from_dlpack(logits), self.sum_logprobs)
+        tokens, completed = self._decoder.update(self.tokens, self._engine.device.get(logits), self.sum_logprobs)
         self.sequences = tokens.tolist()
         return bool(completed)
 
     def find_candidates(self, logits: Buffer) -> None:
         """Filter logits (batch, n_vocab) in place; write the best tokens to `ids`, their scores to `logprobs`."""
         suppressed = self._suppressed_first if self._begins else self._suppressed
-        self._ranges[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
-        self._engine.search(*self._outputs, logits, suppressed, self._ranges_buffer)
+        self._ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
+        self._engine.search(self._ids.buffer, self._logprobs.buffer, logits, suppressed, self._ranges.push())
+        self._ids.pull()
+        self._logprobs.pull()
 
     def _is_clear(self, n_candidates: int) -> bool:
         """Tell whether each sequence has so many candidates, of which no two are equally good."""

@@ -1,4 +1,4 @@
-"""The one MAX session of a process, which does not survive a fork."""
+"""The MAX sessions of a process, one for each device, which do not survive a fork."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
-from max.driver import CPU
 from max.engine import InferenceSession
 
+from .devices import HOST, Device
 from .errors import ForkedProcessError
 from .threads import torch_threads
 
 
-@cache
-def session() -> InferenceSession:
-    """Return the session, made at the first call, with as many threads as torch has then.
+def session(device: Device = HOST) -> InferenceSession:
+    """Return the session of a device, made at the first call, with as many threads as torch has then.
 
     So ``torch.set_num_threads``, ``OMP_NUM_THREADS`` and the command line's ``--threads`` are respected, if they come
     before the first model is loaded: MAX's threads are made once for a process.
     """
     refuse_after_fork()
+    return _session(device)
+
+
+@cache
+def _session(device: Device) -> InferenceSession:
     with _processors(torch_threads()):
-        return InferenceSession(devices=[CPU()])
+        return InferenceSession(devices=[device.driver])
 
 
 @contextmanager
@@ -67,9 +71,9 @@ def refuse_after_fork() -> None:
 
 def _after_fork() -> None:
     global _forked_while_running
-    if session.cache_info().currsize > 0:
+    if _session.cache_info().currsize > 0:
         _forked_while_running = True
-        session.cache_clear()
+        _session.cache_clear()
         # OpenMP's threads did not come along either: without this, torch waits for them in the mel spectrogram already
         torch.set_num_threads(1)
 

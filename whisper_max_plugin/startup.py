@@ -106,6 +106,9 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: object) -> object
         default=argparse.SUPPRESS,
         help=f"what the model runs on: {known} (default: WHISPER_BACKEND, else {backends.DEFAULT})",
     )
+    if namespace is None and any(action.dest == "device" for action in parser._actions):
+        # upstream's default is what torch sees; None is what `load_model` takes for the backend's own choice
+        namespace = argparse.Namespace(device=None)
     arguments = parser.parse_args(None, namespace)
     command_line_backend = vars(arguments).pop("backend", None)
     try:

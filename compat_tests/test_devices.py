@@ -1,0 +1,185 @@
+"""Devices: which one a name means, and that a model on one with memory of its own computes what upstream does."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from whisper.model import Whisper
+
+from whisper_max_plugin import artifacts, devices, loading, parity_checks, startup
+from whisper_max_plugin.devices import HOST, Device, Mirror
+from whisper_max_plugin.engine import check_heads
+from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.model import MaxWhisper, accelerate
+from whisper_max_plugin.sizes import OFFICIAL_DIMS
+
+from .compare import assert_same_result
+from .conftest import Pair
+from .data import NANO, SAMPLE
+from .errors import assert_one_sentence, error_of
+
+ELSEWHERE = Device("cpu", shares_memory=False)  # graphs run here, and everything is copied there and back, as to a GPU
+
+
+def upstreams_nano() -> Whisper:
+    return inspect.unwrap(whisper.load_model)(str(NANO), device="cpu").eval()
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> MaxWhisper:
+    return accelerate(upstreams_nano(), ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beam_size": 5, "word_timestamps": True},
+        {"temperature": 0.7, "best_of": 3},
+        {"beam_size": 3, "without_timestamps": True, "initial_prompt": "The old man."},
+        {"suppress_tokens": "", "word_timestamps": True},
+    ],
+    ids=lambda options: "-".join(options) or "defaults",
+)
+def test_what_is_copied_to_a_device_and_back_is_what_upstream_computes(
+    nano: Pair, elsewhere: MaxWhisper, options: dict[str, Any]
+) -> None:
+    results = []
+    for model in (nano.torch, elsewhere):
+        torch.manual_seed(0)
+        results.append(model.transcribe(str(SAMPLE), fp16=False, language="en", **options))
+    assert_same_result(results[1], results[0])
+
+
+def test_beams_and_hooks_of_callers_with_a_cache_of_the_device(nano: Pair, elsewhere: MaxWhisper) -> None:
+    window = parity_checks.prepare(nano.torch, parity_checks.synthetic_audio())
+    upstreams: parity_checks.Results = {}
+    with torch.no_grad():
+        for check in (parity_checks.encoder, parity_checks.prefill, parity_checks.beams, parity_checks.alignment):
+            upstreams[check.__name__] = check(nano.torch, window, upstreams)
+            for actual, expected in zip(check(elsewhere, window, upstreams), upstreams[check.__name__], strict=True):
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_entries_of_the_cache_are_read_and_written_as_upstreams(nano: Pair, elsewhere: MaxWhisper) -> None:
+    features = torch.randn(2, 1500, nano.torch.dims.n_audio_state)
+    tokens = torch.tensor([[50258, 50259], [50258, 50260]])
+    logits = []
+    for model in (nano.torch, elsewhere):
+        cache, hooks = model.install_kv_cache_hooks()
+        with torch.no_grad():
+            model.decoder(tokens, features, kv_cache=cache)
+            for module, entry in cache.items():
+                cache[module] = entry[[1, 0]].detach()
+            logits.append(model.decoder(tokens[:, :1], features, kv_cache=cache))
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_mirror_changes_neither_side_before_it_is_told() -> None:
+    mirror = Mirror(np.zeros(3, dtype=np.float32), ELSEWHERE)
+    mirror.array[:] = 1
+    assert mirror.buffer.to_numpy().tolist() == [0, 0, 0]
+    assert mirror.push().to_numpy().tolist() == [1, 1, 1]
+    mirror.array[:] = 2
+    assert mirror.pull().tolist() == [1, 1, 1]
+
+
+def test_nobody_asked_for_a_gpu() -> None:
+    assert devices.find(None) is HOST
+    assert devices.find("cpu") is devices.find(torch.device("cpu")) is HOST
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "accelerator_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("asked_for", "name"),
+    [
+        (None, "cpu"),
+        ("cuda", "cuda:0"),
+        ("cuda:1", "cuda:1"),
+        (torch.device("cuda", 1), "cuda:1"),
+        ("cpu", "cpu"),
+    ],
+)
+def test_a_name_means_the_device_that_torch_calls_so(asked_for: str | torch.device | None, name: str) -> None:
+    assert devices.find(asked_for).name == name
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_that_is_not_there() -> None:
+    error = error_of(lambda: devices.find("cuda:2"))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "'cuda:2'", "only 2 GPUs", "nvidia-smi", 'device="cpu"')
+
+
+def test_a_gpu_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_index: int) -> None:
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(devices, "Accelerator", fail)
+    error = error_of(lambda: Device("cuda:0", shares_memory=False).driver)
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "cuda:0", "the driver is too old", 'device="cpu"')
+
+
+def test_heads_that_kernels_on_gpus_do_not_serve() -> None:
+    check_heads(OFFICIAL_DIMS["large-v3"])
+    error = error_of(lambda: check_heads(replace(OFFICIAL_DIMS["tiny"], n_text_head=3)))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "heads of 64 and 128", 'device="cpu"')
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A place where nothing says yet that a device was compared with torch; return the file that will."""
+    monkeypatch.setattr(artifacts, "path_of", lambda *_: tmp_path / "graphs.mef")
+    return tmp_path / "graphs.checked"
+
+
+def test_a_device_is_compared_with_torch_once(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading.accelerate_checked(upstreams_nano(), ELSEWHERE)
+    assert unchecked.exists()
+    monkeypatch.setattr(loading.parity, "compare", lambda *_: pytest.fail("compared again"))
+    assert isinstance(loading.accelerate_checked(upstreams_nano(), ELSEWHERE), MaxWhisper)
+
+
+def test_a_device_that_computes_something_else_is_refused(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = Device.get
+    monkeypatch.setattr(Device, "get", lambda self, buffer: get(self, buffer) * 1.01)
+    error = error_of(lambda: loading.accelerate_checked(upstreams_nano(), ELSEWHERE))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "encoder is off by 1e-02", 'device="cpu"', "whisper-max doctor")
+    assert not unchecked.exists()
+
+
+@pytest.mark.parametrize(("words", "device"), [([], None), (["--device", "cpu"], "cpu"), (["--device=cuda"], "cuda")])
+def test_the_command_leaves_a_device_that_nobody_typed_to_the_backend(
+    words: list[str], device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from whisper.transcribe import cli
+
+    asked_for = []
+
+    def load_model(name: str, device: str | None = None, download_root: str | None = None) -> None:
+        asked_for.append(device)
+        raise SystemExit
+
+    monkeypatch.setattr(whisper, "load_model", load_model)
+    monkeypatch.setattr("sys.argv", ["whisper", "a.wav", "--model", "tiny", "--backend", "max", *words])
+    startup.accept_backend_option()
+    with pytest.raises(SystemExit):
+        cli()
+    assert asked_for == [device]

@@ -1,0 +1,169 @@
+"""Where graphs run, and how tensors get there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from max.driver import CPU, Accelerator, Buffer, accelerator_count
+from max.dtype import DType
+from max.graph import DeviceRef
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from .errors import DeviceError
+
+if TYPE_CHECKING:
+    import max.driver
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that graphs run on.
+
+    Attributes
+    ----------
+    name : str
+        as torch names it: "cpu", "cuda:0"
+    shares_memory : bool
+        whether its memory is the host's, so that nothing has to be copied
+    """
+
+    name: str
+    shares_memory: bool
+
+    @property
+    def driver(self) -> max.driver.Device:
+        """MAX's device.
+
+        Raises
+        ------
+        DeviceError
+            if the GPU cannot be opened
+        """
+        return _open(self.index)
+
+    @property
+    def index(self) -> int | None:
+        """The number of the GPU, None for the CPU."""
+        kind, _, number = self.name.partition(":")
+        return int(number) if kind == "cuda" else None
+
+    @property
+    def ref(self) -> DeviceRef:
+        """The device as graphs name it."""
+        return DeviceRef.from_device(self.driver)
+
+    @property
+    def kind(self) -> str:
+        """What compiled graphs depend on: "cpu", or a GPU's architecture and number, "sm_90a-0"."""
+        return "cpu" if self.index is None else f"{self.driver.architecture_name}-{self.index}"
+
+    def put(self, tensor: Tensor) -> Buffer:
+        """Return a host tensor on the device; where memory is shared, the same memory."""
+        tensor = tensor.contiguous()
+        buffer = Buffer.from_dlpack(tensor)
+        if self.shares_memory:
+            return buffer
+        copied = buffer.copy(self.driver)
+        self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
+        return copied
+
+    def write(self, target: Buffer, tensor: Tensor) -> None:
+        """Write a host tensor to a contiguous buffer of the device."""
+        source = Buffer.from_dlpack(tensor.contiguous())
+        target.inplace_copy_from(source)
+        self.driver.synchronize()
+
+    def get(self, buffer: Buffer) -> Tensor:
+        """Return a buffer of the device on the host; where memory is shared, the same memory."""
+        return from_dlpack(buffer) if self.shares_memory else torch.from_numpy(buffer.to_numpy().copy())
+
+    def empty(self, shape: Sequence[int]) -> Buffer:
+        """Return float32 memory on the device, of any content."""
+        return Buffer(DType.float32, shape, self.driver)
+
+
+HOST = Device("cpu", shares_memory=True)
+
+
+class Mirror:
+    """An array on the host and a buffer on the device, which take each other's values when they are told to.
+
+    Attributes
+    ----------
+    array : ndarray
+    buffer : Buffer
+        where memory is shared, the array's own
+    """
+
+    def __init__(self, array: npt.NDArray[Any], device: Device) -> None:
+        self.array = array
+        self.buffer = device.put(torch.from_numpy(array))
+        self._device = device
+
+    def push(self) -> Buffer:
+        """Bring the array to the device, and return it there."""
+        if not self._device.shares_memory:
+            self._device.write(self.buffer, torch.from_numpy(self.array))
+        return self.buffer
+
+    def pull(self) -> npt.NDArray[Any]:
+        """Bring the buffer to the host, and return it there."""
+        if not self._device.shares_memory:
+            np.copyto(self.array, self.buffer.to_numpy())
+        return self.array
+
+
+def find(name: str | torch.device | None) -> Device:
+    """Return the device that `name` means, as `whisper.load_model` takes it; None means the CPU.
+
+    A GPU has to be asked for as long as none has run the graphs: what nobody chose should not fail.
+
+    Raises
+    ------
+    DeviceError
+        if graphs do not run on it, or it is not there
+    RuntimeError
+        torch's, if there is no such kind of device
+    """
+    if name is None:
+        return HOST
+    device = torch.device(name)
+    if device.type == "cpu":
+        return HOST
+    if device.type != "cuda":
+        raise DeviceError(
+            f"the backend 'max' does not run on {str(name)!r}: pass device=\"cpu\" (on the command line --device cpu), "
+            'or backend="torch"'
+        )
+    index, n_gpus = device.index or 0, accelerator_count()
+    if index >= n_gpus:
+        seen = "no GPU" if n_gpus == 0 else f"only {n_gpus} GPU{'s' if n_gpus > 1 else ''}"
+        raise DeviceError(
+            f"{str(name)!r} was asked for and MAX sees {seen} here: check what nvidia-smi lists, or pass "
+            'device="cpu" (on the command line --device cpu), or backend="torch"'
+        )
+    return _gpu(index)
+
+
+@cache
+def _open(index: int | None) -> max.driver.Device:
+    if index is None:
+        return CPU()
+    try:
+        return Accelerator(index)
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(
+            f"MAX cannot open cuda:{index}: {error}; update NVIDIA's driver, or load the model with "
+            'device="cpu" (on the command line --device cpu)'
+        ) from error
+
+
+def _gpu(index: int) -> Device:
+    return Device(f"cuda:{index}", shares_memory=False)

@@ -1,0 +1,118 @@
+"""Loads models onto graphs, as `whisper.load_model` does, and compiles graphs ahead of time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from whisper.model import ModelDimensions, Whisper
+
+from . import artifacts, checkpoint, devices, parity, parity_checks
+from .devices import Device
+from .engine import artifact_precision, compile_graphs
+from .errors import DeviceError, UnknownModelError
+from .model import MaxWhisper, accelerate
+from .sizes import OFFICIAL_DIMS
+from .weights import stored_dtype
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    name: str,
+    *,
+    device: str | torch.device | None,
+    download_root: str | None,
+    in_memory: bool,
+    upstream_load_model: Callable[..., Whisper],
+) -> MaxWhisper:
+    """Load a model as `whisper.load_model` does, and accelerate it.
+
+    Raises
+    ------
+    DeviceError
+        if `device` is not one that graphs run on, or if it computes anything else than torch
+    CheckpointError
+        if the checkpoint is damaged, carries code, or its tensors are not those of its dimensions
+    RuntimeError
+        upstream's errors: no such model, failed download
+    """
+    graphs_device = devices.find(device)
+    if name not in OFFICIAL_DIMS and os.path.isfile(name):  # upstream verifies downloads by their SHA-256
+        checkpoint.read(name)
+    model = upstream_load_model(name, device="cpu", download_root=download_root, in_memory=in_memory)
+    if graphs_device.shares_memory:
+        return accelerate(model)
+    return accelerate_checked(model, graphs_device)
+
+
+def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
+    """Accelerate `model` in place, after a comparison with torch, once for a GPU's architecture and a model's size.
+
+    Its kernels, MAX's and the driver meet on the user's machine for the first time, so nothing else can tell.
+
+    Raises
+    ------
+    DeviceError
+        if graphs and torch differ by more than float32's rounding explains
+    """
+    stored = stored_dtype(model.state_dict())
+    record = artifacts.path_of(model.dims, artifact_precision(stored), device.kind).with_suffix(".checked")
+    if record.exists():
+        return accelerate(model, device)
+    logger.warning("comparing what %s computes with torch, once for this size of model", device.name)
+    model.eval()
+    window = parity_checks.prepare(model, parity_checks.synthetic_audio())
+    upstreams = parity.compute_upstreams(model, window)
+    accelerated = accelerate(model, device)
+    wrong = [row for row in parity.compare(accelerated, window, upstreams) if not row.ok]
+    if wrong:
+        reasons = "; ".join(f"{row.name} {row.note or f'is off by {row.error:.0e} of the largest'}" for row in wrong)
+        raise DeviceError(
+            f"what {device.name} computes is not what torch computes ({reasons}): load the model with "
+            'device="cpu" (on the command line --device cpu), and report this with the output of `whisper-max doctor`'
+        )
+    record.touch()
+    return accelerated
+
+
+@dataclass(frozen=True)
+class WarmupResult:
+    """What `warmup` did for one model."""
+
+    name: str
+    dims: ModelDimensions
+    seconds: float
+    cached: bool
+
+
+def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
+    """Compile the graphs that `name` needs, unless they are cached; an official model is not downloaded for it.
+
+    Raises
+    ------
+    UnknownModelError
+        if `name` is neither an official model nor a file
+    DeviceError
+        if `device` is not one that graphs run on
+    CheckpointError
+        if the file is not a usable checkpoint
+    """
+    graphs_device = devices.find(device)
+    if name in OFFICIAL_DIMS:
+        dims, stored = OFFICIAL_DIMS[name], torch.float16  # as OpenAI publishes them
+    elif os.path.isfile(name):
+        dims, state = checkpoint.read(name)
+        stored = stored_dtype(state)
+    else:
+        raise UnknownModelError(
+            f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
+        )
+    cached = artifacts.is_cached(dims, artifact_precision(stored), graphs_device.kind)
+    started = time.monotonic()
+    compile_graphs(dims, stored, graphs_device)
+    return WarmupResult(name, dims, time.monotonic() - started, cached)
