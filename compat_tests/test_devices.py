@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 import whisper
 from whisper.model import Whisper
 
-from whisper_max_plugin import artifacts, devices, loading, parity_checks, startup
+from whisper_max_plugin import artifacts, devices, loading, parity, parity_checks, startup
 from whisper_max_plugin.devices import HOST, Device, Mirror
 from whisper_max_plugin.engine import check_heads
 from whisper_max_plugin.errors import DeviceError
@@ -152,8 +155,21 @@ def unchecked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_device_is_compared_with_torch_once(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loading.accelerate_checked(upstreams_nano(), ELSEWHERE)
     assert unchecked.exists()
-    monkeypatch.setattr(loading.parity, "compare", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(parity, "compare", lambda *_: pytest.fail("compared again"))
     assert isinstance(loading.accelerate_checked(upstreams_nano(), ELSEWHERE), MaxWhisper)
+
+
+def test_a_cache_that_cannot_be_written_only_costs_the_comparison(unchecked: Path) -> None:
+    with patch.object(Path, "touch", side_effect=PermissionError):
+        assert isinstance(loading.accelerate_checked(upstreams_nano(), ELSEWHERE), MaxWhisper)
+    assert not unchecked.exists()
+
+
+def test_a_load_imports_nothing_that_only_the_comparison_needs() -> None:
+    needless = {"av", "whisper_max_plugin.parity"}
+    code = f"import sys, whisper_max_plugin.loading; print(sorted({needless} & sys.modules.keys()))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout == "[]\n"
 
 
 def test_a_device_that_computes_something_else_is_refused(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

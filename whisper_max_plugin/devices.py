@@ -149,7 +149,7 @@ def find(name: str | torch.device | None) -> Device:
             f"{str(name)!r} was asked for and MAX sees {seen} here: check what nvidia-smi lists, or pass "
             'device="cpu" (on the command line --device cpu), or backend="torch"'
         )
-    return _gpu(index)
+    return Device(f"cuda:{index}", shares_memory=False)
 
 
 @cache
@@ -163,7 +163,3 @@ def _open(index: int | None) -> max.driver.Device:
             f"MAX cannot open cuda:{index}: {error}; update NVIDIA's driver, or load the model with "
             'device="cpu" (on the command line --device cpu)'
         ) from error
-
-
-def _gpu(index: int) -> Device:
-    return Device(f"cuda:{index}", shares_memory=False)

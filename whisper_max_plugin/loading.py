@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from whisper.model import ModelDimensions, Whisper
 
-from . import artifacts, checkpoint, devices, parity, parity_checks
+from . import artifacts, checkpoint, devices
 from .devices import Device
 from .engine import artifact_precision, compile_graphs
 from .errors import DeviceError, UnknownModelError
@@ -64,8 +65,9 @@ def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
     record = artifacts.path_of(model.dims, artifact_precision(stored), device.kind).with_suffix(".checked")
     if record.exists():
         return accelerate(model, device)
+    from . import parity, parity_checks  # which bring PyAV along, and no other load needs
+
     logger.warning("comparing what %s computes with torch, once for this size of model", device.name)
-    model.eval()
     window = parity_checks.prepare(model, parity_checks.synthetic_audio())
     upstreams = parity.compute_upstreams(model, window)
     accelerated = accelerate(model, device)
@@ -76,7 +78,8 @@ def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
             f"what {device.name} computes is not what torch computes ({reasons}): load the model with "
             'device="cpu" (on the command line --device cpu), and report this with the output of `whisper-max doctor`'
         )
-    record.touch()
+    with contextlib.suppress(OSError):  # a cache that cannot be written: the next load compares again
+        record.touch()
     return accelerated
 
 
