@@ -1,5 +1,7 @@
 """What tox does here beyond its own: skip what would download gigabytes, and leave a record of each environment.
 
+With `--discard`, or TOX_DISCARD=1, an environment is removed when it has run: the matrix then takes the disk of one.
+
 An environment is skipped, before anything large is installed, if its Python has no wheel of what `needs_wheels`
 names, or none of torch but the one that brings CUDA. Missing interpreters are skipped by tox itself.
 The record, `.tox/results/<environment>.json`, lies beside the results of its tests; compat_tests/matrix.py reads both.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +21,7 @@ from tox.plugin import impl
 from tox.tox_env.errors import Skip
 
 if TYPE_CHECKING:
+    from tox.config.cli.parser import ToxParser
     from tox.config.sets import EnvConfigSet
     from tox.execute.api import Outcome
     from tox.session.state import State
@@ -29,6 +33,12 @@ CPU_WHEELS = "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 _exit_codes: dict[str, int] = {}
 _skipped: dict[str, str] = {}  # and why
 _answers: dict[tuple[str, str], str | None] = {}  # for a Python and a requirement: why it cannot be had
+
+
+@impl
+def tox_add_option(parser: ToxParser) -> None:
+    """Add the option `--discard`."""
+    parser.add_argument("--discard", action="store_true", help="remove each environment when it has run")
 
 
 @impl
@@ -101,6 +111,8 @@ def tox_env_teardown(tox_env: ToxEnv) -> None:
         _results(tox_env, ".xml").unlink(missing_ok=True)
     record = {"exit_code": _exit_codes.get(name), "skipped": _skipped.get(name)}
     _results(tox_env, ".json").write_text(json.dumps(record) + os.linesep)
+    if tox_env.options.discard:
+        shutil.rmtree(tox_env.env_dir, ignore_errors=True)
 
 
 def _results(tox_env: ToxEnv, suffix: str) -> Path:
