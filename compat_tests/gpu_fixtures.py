@@ -62,11 +62,11 @@ def array(tensor: Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def kernels() -> Kernels:
-    return _compiled()
+    return compiled_kernels()
 
 
 @cache
-def _compiled() -> Kernels:
+def compiled_kernels() -> Kernels:
     command = [Path(sys.executable).with_name("mojo"), "run", "-I", KERNELS.parent, SOURCE]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

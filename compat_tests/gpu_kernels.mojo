@@ -6,6 +6,7 @@ The bodies are the ones that `gpu_*.mojo` launches. Which processor they are com
 from max.gpu.host import get_gpu_target
 from std.compile import compile_info
 
+from kernels.follow import follow_block
 from kernels.gemm import Source
 from kernels.gpu_attention import cross_attention_block, merge_block, self_attention_block
 from kernels.gpu_flash import causal_block, flash_block, store_block
@@ -118,14 +119,33 @@ def causal[
 def search(
     ids: Out[I64],
     logprobs: Out[F32],
-    logits: Out[F32],
+    filtered: Out[F32],
+    logits: In[F32],
     suppressed: In[I64],
     ranges: In[I64],
     n_vocab: Int32,
     n_suppressed: Int32,
     k: Int32,
 ):
-    search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+    search_block(ids, logprobs, filtered, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+
+
+def follow(
+    tokens: Out[I64],
+    position: Out[I64],
+    ranges: Out[I64],
+    stamps: Out[I64],
+    chosen: Out[I64],
+    chosen_logprobs: Out[F32],
+    ids: In[I64],
+    logprobs: In[F32],
+    rules: In[I64],
+    batch: Int32,
+    k: Int32,
+):
+    follow_block(
+        tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, Int(batch), Int(k)
+    )
 
 
 def show[FuncType: TrivialRegisterPassable, //, kernel: FuncType](name: String):
@@ -163,3 +183,4 @@ def main():
     show[store]("store")
     show[causal[64]]("causal")
     show[search]("search")
+    show[follow]("follow")

@@ -82,21 +82,20 @@ def _record_upstreams(task: DecodingTask) -> list[Step]:
 def _record_ours(inference: MaxInference) -> list[Step]:
     """Record where the decoder is asked, since what chooses is no longer upstream's code; margins are upstream's."""
     steps: list[Step] = []
-    infer, step = inference.logits, inference.step
+    infer, run_steps = inference.logits, inference.run_steps
 
     def logits(tokens: Tensor, audio_features: Tensor) -> Any:
         result = infer(tokens, audio_features)
         steps.append(Step(tokens.clone(), result[:, -1].clone(), float("nan")))
         return result
 
-    def stepped(search: Search, audio_features: Tensor) -> Buffer:
-        n_before = len(steps)
-        result = step(search, audio_features)
-        if len(steps) == n_before:  # it has not called the function above
-            steps.append(Step(search.tokens, from_dlpack(result).clone(), float("nan")))
+    def ran(search: Search, n_steps: int) -> Buffer:
+        assert n_steps == 1, "of several steps at once only the last could be recorded"
+        tokens, result = search.tokens, run_steps(search, n_steps)
+        steps.append(Step(tokens, from_dlpack(result).clone(), float("nan")))
         return result
 
-    inference.logits, inference.step = logits, stepped
+    inference.logits, inference.run_steps = logits, ran
     return steps
 
 

@@ -326,7 +326,11 @@ def test_ctrl_c_ends_quietly(monkeypatch, capsys):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(doctor, "run_checks", interrupt)
-    assert main(["doctor"]) == 130
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background ignores it
+    try:
+        assert main(["doctor"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert capsys.readouterr() == ("", "")
 
 

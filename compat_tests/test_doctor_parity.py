@@ -20,12 +20,13 @@ from whisper_max_plugin import engine, parity, parity_checks
 from whisper_max_plugin.devices import Device
 from whisper_max_plugin.engine import Engine
 from whisper_max_plugin.kv_cache import KVCache
+from whisper_max_plugin.step_inputs import SearchInputs, StepInputs
 
 from .compare import RELATIVE_ERROR, relative_error
 from .conftest import Pair
 from .data import NANO, SAMPLE
 
-NAMES = ["encoder", "prefill", "steps", "beams", "alignment"]
+NAMES = ["encoder", "prefill", "steps", "beams", "ranking", "alignment"]
 Checkpoint = dict[str, Any]
 Disturb = Callable[..., None]
 
@@ -70,7 +71,7 @@ def test_a_sound_model_passes(request: pytest.FixtureRequest, model: str) -> Non
         assert (row.equal_tokens, row.tokens, row.note) == (
             (20, 20, None) if row.name == "steps" else (None, None, None)
         )
-    assert result.graph_runs.keys() == {"encoder", "cross_kv", "prefill", "step", "cross_scores"}
+    assert result.graph_runs.keys() == {"encoder", "cross_kv", "prefill", "step", "search", "cross_scores"}
     assert result.fallbacks == {}
     assert (result.dims, result.precision, result.device) == (vars(pair.torch.dims), "float32", "cpu")
 
@@ -117,7 +118,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch) -> Disturb:
             if method == "decode":
                 return replace(result, logits=change(result.logits)) if when(*args[0].shape[1:]) else result
             if method == "step":
-                tokens, *_ = args[0]
+                tokens, *_ = args[0].buffers
                 return Buffer.from_dlpack(change(from_dlpack(result))) if when(tokens.shape[1], 1) else result
             return change(result)
 
@@ -156,6 +157,17 @@ def test_an_error_within_the_limit_passes(nano: Pair, disturb: Disturb) -> None:
     disturb("decode", off_by(5e-5))
     disturb("step", off_by(5e-5))
     assert failed(check()) == []
+
+
+def test_a_search_that_finds_other_tokens(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Engine.search
+
+    def search(self: Engine, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
+        original(self, logits, inputs, suppressed)
+        inputs.ids.array += 1
+
+    monkeypatch.setattr(Engine, "search", search)
+    assert failed(check()) == ["ranking"]
 
 
 def test_wrong_cross_attention_keys(nano: Pair, disturb: Disturb) -> None:
@@ -198,10 +210,11 @@ def test_beams_that_keep_their_places(nano: Pair, monkeypatch: pytest.MonkeyPatc
 def test_a_cache_that_a_step_does_not_read(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Engine.step
 
-    def step(self: Engine, inputs: list[Buffer]) -> Buffer:
-        n_caches = (len(inputs) - 3) // 2
-        empty = [Buffer.from_dlpack(torch.zeros(tuple(cache.shape))) for cache in inputs[3 : 3 + n_caches]]
-        return original(self, [*inputs[:3], *empty, *inputs[3 + n_caches :]])
+    def step(self: Engine, inputs: StepInputs) -> Buffer:
+        n_layer = self.dims.n_text_layer
+        caches = slice(-4 * n_layer, -2 * n_layer)  # the cross-attention's come behind them
+        inputs.buffers[caches] = [Buffer.from_dlpack(torch.zeros(tuple(x.shape))) for x in inputs.buffers[caches]]
+        return original(self, inputs)
 
     monkeypatch.setattr(Engine, "step", step)
     assert failed(check()) == ["steps", "beams"]

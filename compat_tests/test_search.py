@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from max.driver import Buffer
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 from whisper.decoding import (
     ApplyTimestampRules,
     BeamSearchDecoder,
@@ -94,13 +95,14 @@ def test_candidates(
     logits[:, BEGIN:] += timestamps_likelier_by
     tokens = torch.tensor([PROMPT + sampled] * 2)
     search = Search(engine, rules(filters), beam_decoder(), tokens)
-    left = logits.clone()
-    search.find_candidates(Buffer.from_dlpack(left))
+    given = logits.clone()
+    search.find_candidates(Buffer.from_dlpack(given))
+    assert torch.equal(given, logits), "what was given was written to"
 
     expected_left = filtered(filters, logits, tokens)
-    assert torch.equal(left, expected_left), "other tokens are suppressed"
+    assert torch.equal(from_dlpack(search.inputs.filtered), expected_left), "other tokens are suppressed"
     expected, expected_ids = expected_left.log_softmax(dim=-1).topk(7)
-    ids, logprobs = torch.from_numpy(search.ids), torch.from_numpy(search.logprobs)
+    ids, logprobs = torch.from_numpy(search.inputs.ids.array), torch.from_numpy(search.inputs.logprobs.array)
     possible = expected.isfinite()
     assert torch.equal(ids[possible], expected_ids[possible])
     torch.testing.assert_close(logprobs[possible], expected[possible], rtol=1e-5, atol=1e-5)
@@ -110,10 +112,10 @@ def test_candidates(
 def test_without_timestamps_and_filters_every_token_is_a_candidate(engine: Engine) -> None:
     logits = torch.randn(1, N_VOCAB)
     search = Search(engine, rules([]), beam_decoder(), torch.tensor([PROMPT]))
-    search.find_candidates(Buffer.from_dlpack(logits.clone()))
+    search.find_candidates(Buffer.from_dlpack(logits))
     expected, expected_ids = logits.log_softmax(dim=-1).topk(7)
-    assert torch.equal(torch.from_numpy(search.ids), expected_ids)
-    assert_close(torch.from_numpy(search.logprobs), expected)
+    assert torch.equal(torch.from_numpy(search.inputs.ids.array), expected_ids)
+    assert_close(torch.from_numpy(search.inputs.logprobs.array), expected)
 
 
 def run_both(engine: Engine, ours: TokenDecoder, theirs: TokenDecoder, rows: Sequence[Tensor]) -> None:
@@ -123,11 +125,11 @@ def run_both(engine: Engine, ours: TokenDecoder, theirs: TokenDecoder, rows: Seq
     tokens, sums = torch.tensor([PROMPT] * batch), torch.zeros(batch)
     search = Search(engine, rules(filters), ours, tokens)
     for logits in rows:
-        completed = search.update(Buffer.from_dlpack(logits.clone()))
+        search.update(Buffer.from_dlpack(logits.clone()))
         tokens, expected_completed = theirs.update(tokens, filtered(filters, logits.clone(), tokens), sums)
         assert torch.equal(search.tokens, tokens)
         torch.testing.assert_close(search.sum_logprobs, sums, equal_nan=True)
-        assert completed == bool(expected_completed)
+        assert search.completed == bool(expected_completed)
     if isinstance(ours, BeamSearchDecoder):
         assert ours.inference.reorders == theirs.inference.reorders
         for finished, expected in zip(ours.finished_sequences, theirs.finished_sequences, strict=True):

@@ -89,12 +89,22 @@ class MaxInference(Inference):
         self._can_step = self.model.decoder.can_step(self.kv_cache)
         return PrefillLogits(logits, rows, tokens.shape[-1])
 
-    def step(self, search: Search, audio_features: Tensor) -> Buffer:
-        """Perform a forward pass on the latest token of each sequence; return logits, shape (n_batch, n_vocab)."""
+    def step(self, search: Search, audio_features: Tensor, n_left: int) -> int:
+        """Extend each sequence by one or more of up to `n_left` tokens; return by how many."""
         assert self.kv_cache is not None, "a step needs a first pass"
-        if self._can_step:
-            return self.model.decoder.step(search.latest, self.kv_cache)
-        return self.engine.device.put(self.logits(search.tokens, audio_features)[:, -1])
+        if not self._can_step:
+            search.update(self.engine.device.put(self.logits(search.tokens, audio_features)[:, -1]))
+            return 1
+        n_steps = min(search.n_ahead, n_left)
+        self.run_steps(search, n_steps)
+        n_taken = search.take(n_steps)
+        self.kv_cache.count(n_taken - n_steps)
+        return n_taken
+
+    def run_steps(self, search: Search, n_steps: int) -> Buffer:
+        """Perform forward passes and searches in the graph; return the last logits, shape (n_batch, n_vocab)."""
+        assert self.kv_cache is not None, "a step needs a first pass"
+        return self.model.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
 
     @property
     def engine(self) -> Engine:
@@ -133,11 +143,10 @@ class MaxDecodingTask(DecodingTask):
                     probs_at_sot = logits[:, self.sot_index].float().softmax(dim=-1)
                     no_speech_probs = probs_at_sot[:, self.tokenizer.no_speech].tolist()
                 search = Search(self.inference.engine, rules, self.decoder, tokens)
-                completed = search.update(self.inference.engine.device.put(logits[:, -1].float()))
-                for _ in range(1, self.sample_len):
-                    if completed or len(search.sequences[0]) > self.n_ctx:
-                        break
-                    completed = search.update(self.inference.step(search, audio_features))
+                search.update(self.inference.engine.device.put(logits[:, -1].float()))
+                n_left = min(self.sample_len - 1, self.n_ctx + 1 - len(search.sequences[0]))
+                while n_left > 0 and not search.completed:
+                    n_left -= self.inference.step(search, audio_features, n_left)
             finally:
                 self.inference.cleanup_caching()
             return search.tokens.to(tokens.device), search.sum_logprobs.to(audio_features.device), no_speech_probs

@@ -55,6 +55,11 @@ class Device:
         return int(number) if kind == "cuda" else None
 
     @property
+    def records_graphs(self) -> bool:
+        """Whether a graph's launches can be recorded and repeated, see `replay.Replay`."""
+        return self.index is not None
+
+    @property
     def ref(self) -> DeviceRef:
         """The device as graphs name it."""
         return DeviceRef.from_device(self.driver)
@@ -105,12 +110,16 @@ class Mirror:
     def __init__(self, array: npt.NDArray[Any], device: Device) -> None:
         self.array = array
         self.buffer = device.put(torch.from_numpy(array))
+        self._source = Buffer.from_dlpack(array)  # the array's memory
         self._device = device
 
     def push(self) -> Buffer:
-        """Bring the array to the device, and return it there."""
+        """Bring the array to the device, and return it there.
+
+        The array may be read until the device's next result is: who writes to it before then has to `pull` first.
+        """
         if not self._device.shares_memory:
-            self._device.write(self.buffer, torch.from_numpy(self.array))
+            self.buffer.inplace_copy_from(self._source)
         return self.buffer
 
     def pull(self) -> npt.NDArray[Any]:

@@ -20,12 +20,15 @@ from .checkpoint import check_state
 from .devices import Device
 from .errors import DeviceError
 from .graphs import build_module, has_kernels
+from .replay import Replay
 from .report import REPORT
 from .session import session
 from .weights import graph_weights, stored_dtype
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
+
+    from .step_inputs import SearchInputs, StepInputs
 
 PRECISION = "float32"
 HEAD_ON_GPU = 64
@@ -144,27 +147,38 @@ class Engine:
         """Whether there is a graph for single tokens, beside the one for any number."""
         return self._step is not None
 
-    def step(self, inputs: Sequence[Buffer]) -> Buffer:
-        """Run the decoder on one token of each sequence, and write its keys and values into the cache.
+    def step(self, inputs: StepInputs, n_steps: int = 1) -> Buffer:
+        """Run the decoder on one token of each sequence, write its keys and values into the cache, and search.
 
         Parameters
         ----------
         inputs : what `KVCache.next_step` returned
+        n_steps : further steps continue with the best token of each sequence
 
         Returns
         -------
         logits : Buffer, shape = (batch, n_vocab)
+            of the last step, not filtered; the next step may write over them
         """
         assert self._step is not None, "asked for a graph that this model does not have, see `has_step`"
         with self._lock:
-            (logits,) = self._step.execute(*inputs)
-        REPORT.graph_run("step")
+            for _ in range(n_steps):
+                if not self.device.records_graphs:
+                    (logits,) = self._step.execute(*inputs.buffers)
+                    continue
+                if inputs.replay is None:
+                    inputs.replay = Replay(self._step, inputs.buffers, inputs.changing)
+                logits = inputs.replay.run()
+                if inputs.replay.is_recorded:
+                    REPORT.step_replayed()
+        REPORT.graph_run("step", n_steps)
         return logits
 
-    def search(self, ids: Buffer, logprobs: Buffer, logits: Buffer, suppressed: Buffer, ranges: Buffer) -> None:
-        """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
+    def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
+        """Filter logits and find each row's best tokens; see `graphs.search.build_search`."""
+        found = inputs.ids.buffer, inputs.logprobs.buffer, inputs.filtered
         with self._lock:
-            self._search.execute(ids, logprobs, logits, suppressed, ranges)
+            self._search.execute(*found, logits, suppressed, inputs.ranges.push())
         REPORT.graph_run("search")
 
     def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from max.driver import Buffer
 from torch import Tensor, nn
 
-from .devices import Device, Mirror
+from .step_inputs import SearchInputs, StepInputs
 
 if TYPE_CHECKING:
     from .engine import CrossKV, Engine
@@ -37,6 +37,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._cross_modules = [m for block in decoder.blocks for m in (block.cross_attn.key, block.cross_attn.value)]
         self._n_text_ctx = decoder.positional_embedding.shape[0]
         self._n_head = decoder.blocks[0].cross_attn.n_head
+        self._n_vocab = decoder.token_embedding.num_embeddings
         self._device = decoder.runtime.device
         self.clear()
         self.update(entries or {})
@@ -46,7 +47,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._storage: dict[nn.Module, Buffer] = {}  # (n_text_ctx, batch, n_state)
         self._n_filled: dict[nn.Module, int] = {}
         self._holders: npt.NDArray[np.int32] | None = None  # (batch, n_text_ctx), if rows are not in order
-        self._step: _StepInputs | None = None
+        self._step: StepInputs | None = None
         self.engine: Engine | None = None  # what computed the entries, from the first pass on
         self.checked_modules: list[nn.Module] = []  # the decoder's, once they were found to be upstream's
         self._cross: dict[nn.Module, Buffer] = {}  # (n_audio, n_head, n_audio_ctx, head_dim)
@@ -90,8 +91,13 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         n_filled = self._grow(batch, n_tokens)
         return [self._storage[module][:n_filled, :, :] for module in self._self_modules]
 
-    def next_step(self, tokens: Sequence[int]) -> list[Buffer]:
+    def next_step(self, tokens: Sequence[int], search: SearchInputs | None = None) -> StepInputs:
         """Make room for one token of each sequence, and return what the graph ``step`` takes.
+
+        Parameters
+        ----------
+        tokens : the latest of each sequence
+        search : what is found to follow them; by default, every token may, and it is not looked at
 
         Raises
         ------
@@ -99,11 +105,17 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             if there are not as many tokens as sequences in the cache
         """
         n_filled = self._grow(len(tokens), 1)
-        if self._step is None:
+        if self._step is None or (search is not None and search is not self._step.search):
             storage = [self._storage[module] for module in self._self_modules]
             holders = _own_rows(len(tokens), self._n_text_ctx) if self._holders is None else self._holders
-            self._step = _StepInputs(storage, self.cross_kv or [], holders, self._device)
-        return self._step.fill(n_filled - 1, tokens)
+            search = search or SearchInputs(self._device, len(tokens), self._n_vocab, self._n_text_ctx)
+            self._step = StepInputs(storage, self.cross_kv or [], holders, search, self._device)
+        self._step.start_at(n_filled - 1, tokens)
+        return self._step
+
+    def count(self, n_steps: int) -> None:
+        """Note that the graph ``step`` has run on by itself for so many tokens, or that so many do not count."""
+        self._n_filled = dict.fromkeys(self._self_modules, self.n_filled + n_steps)
 
     def rearrange(self, source_indices: list[int]) -> None:
         """Let sequence i continue what was sequence ``source_indices[i]``, as beam search asks after a step."""
@@ -199,37 +211,3 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 def _own_rows(batch: int, n_text_ctx: int) -> npt.NDArray[np.int32]:
     """Return the table in which every sequence's entries are in its own row, (batch, n_text_ctx)."""
     return np.repeat(np.arange(batch, dtype=np.int32)[:, None], n_text_ctx, axis=1)
-
-
-class _StepInputs:
-    """What the graph ``step`` takes: the same memory in every step, in which the values change.
-
-    Parameters
-    ----------
-    storage : the cache's memory, each (n_text_ctx, n_audio * n_group, n_state)
-    cross_kv : as the graph ``cross_kv`` returned them for n_audio windows
-    holders : ndarray, shape = (n_audio * n_group, n_text_ctx), int32
-    device : Device
-    """
-
-    def __init__(
-        self, storage: Sequence[Buffer], cross_kv: CrossKV, holders: npt.NDArray[np.int32], device: Device
-    ) -> None:
-        n_text_ctx, batch, n_state = storage[0].shape
-        n_audio = cross_kv[0].shape[0]
-        self.holders = Mirror(holders, device)
-        self._tokens = Mirror(np.zeros((n_audio, batch // n_audio), dtype=np.int64), device)
-        self._position = Mirror(np.zeros(1, dtype=np.int64), device)
-        self._buffers = [
-            *(mirror.buffer for mirror in (self._tokens, self._position, self.holders)),
-            *(x.view(x.dtype, (n_text_ctx, n_audio, batch // n_audio, n_state)) for x in storage),
-            *cross_kv,
-        ]
-
-    def fill(self, position: int, tokens: Sequence[int]) -> list[Buffer]:
-        """Set the step's values and return its inputs."""
-        self._tokens.array[:] = np.reshape(tokens, self._tokens.array.shape)
-        self._position.array[0] = position
-        self._tokens.push()
-        self._position.push()
-        return self._buffers

@@ -19,6 +19,7 @@ from .kv_cache import KVCache
 from .report import REPORT
 from .runtime import Runtime
 from .session import refuse_after_fork
+from .step_inputs import SearchInputs
 from .threads import all_torch_threads
 
 
@@ -140,8 +141,11 @@ class MaxTextDecoder(TextDecoder):
             and type(self) is MaxTextDecoder
         )
 
-    def step(self, tokens: Sequence[int], cache: KVCache) -> Buffer:
-        """Run one token of each sequence: `forward` without what surrounds the graph; return logits (batch, n_vocab).
+    def step(self, tokens: Sequence[int], cache: KVCache, search: SearchInputs, n_steps: int) -> Buffer:
+        """Run one token of each sequence, and search: `forward` without what surrounds the graph.
+
+        Further steps continue with the best token of each sequence. What was found lies in `search`; the logits of the
+        last step (batch, n_vocab) are returned as they were.
 
         Raises
         ------
@@ -151,7 +155,9 @@ class MaxTextDecoder(TextDecoder):
         assert cache.engine is not None, "a step needs a first pass, see `can_step`"
         refuse_after_fork()
         with self.runtime.passes:
-            return cache.engine.step(cache.next_step(tokens))
+            logits = cache.engine.step(cache.next_step(tokens, search), n_steps)
+            cache.count(n_steps - 1)
+            return logits
 
     def is_observed(self) -> bool:
         """Tell whether forward hooks look into the passes."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from . import parity_checks as checks
 from .errors import CheckpointError, UnknownModelError, WhisperMaxError
 from .model import MaxWhisper, accelerate
 from .report import REPORT
+from .search import STEPS_AHEAD
 
 LIMIT = 1e-4  # of the largest magnitude that upstream computes; float32 noise is about 1e-6
 DISTRIBUTIONS = ("whisper-max-plugin", "max", "torch", "openai-whisper")
@@ -88,6 +90,7 @@ CHECKS = (
     Check("prefill", f"logits of {checks.N_PROMPT} tokens", "prefill", checks.prefill),
     Check("steps", f"logits of {checks.N_STEPS} cached greedy steps", "step", checks.steps),
     Check("beams", f"logits of {checks.N_PASSES} passes of {checks.N_BEAM} reordered beams", "step", checks.beams),
+    Check("ranking", f"the best {checks.N_BEAM} tokens of {checks.N_STEPS} steps", "search", checks.ranking),
     Check("alignment", f"cross-attention scores of {checks.N_ALIGNED} tokens", "cross_scores", checks.alignment),
 )
 
@@ -215,7 +218,10 @@ def compute_upstreams(model: Whisper, window: checks.Window) -> checks.Results:
 def compare(model: MaxWhisper, window: checks.Window, upstreams: checks.Results) -> list[Row]:
     """Run every check on graphs, and compare with what upstream's model computed."""
     with torch.no_grad():
-        return [_compare(check, model, window, upstreams) for check in CHECKS]
+        rows = [_compare(check, model, window, upstreams) for check in CHECKS]
+        if model.decoder.runtime.device.shares_memory:
+            return rows
+        return [*rows, _compare_steps_ahead(model, window, upstreams)]
 
 
 def _load(name: str) -> Whisper:
@@ -248,6 +254,18 @@ def _compare(check: Check, model: MaxWhisper, window: checks.Window, upstreams: 
     error = max(_relative_error(*pair) for pair in zip(actual, expected, strict=True))
     row = Row(check.name, check.compared, error <= LIMIT, error)
     return _with_tokens(row, actual, expected, window) if check.compute is checks.steps else row
+
+
+def _compare_steps_ahead(model: MaxWhisper, window: checks.Window, upstreams: checks.Results) -> Row:
+    """Compare the tokens of steps that the host does not wait for with those of steps that it looks at one by one."""
+    name, compared = "ahead", f"tokens of {checks.N_STEPS} steps, {STEPS_AHEAD} at a time"
+    try:
+        actual, expected = (checks.greedy(model, window, upstreams, n_ahead) for n_ahead in (STEPS_AHEAD, 1))
+    except (RuntimeError, ValueError) as failure:
+        return Row(name, compared, False, note=f"failed: {failure}")
+    n_tokens, n_equal = len(actual), sum(map(operator.eq, actual, expected))
+    note = None if actual == expected else "steps one by one chose others"
+    return Row(name, compared, actual == expected, 0.0, tokens=n_tokens, equal_tokens=n_equal, note=note)
 
 
 def _with_tokens(row: Row, actual: Sequence[Tensor], expected: Sequence[Tensor], window: checks.Window) -> Row:

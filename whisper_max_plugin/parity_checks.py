@@ -1,4 +1,4 @@
-"""What ``whisper-max doctor --parity`` computes with each of the two models: five results of the same window.
+"""What ``whisper-max doctor --parity`` computes with each of the two models: six results of the same window.
 
 Each function gets what upstream's model has computed so far, and takes its input from there: so an error shows where it
 arises, and one token that differs does not change those behind it.
@@ -14,13 +14,15 @@ import torch
 import whisper
 import whisper.model
 from torch import Tensor
-from whisper.decoding import Inference, PyTorchInference
+from whisper.decoding import GreedyDecoder, Inference, PyTorchInference
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
 from .decoding import MaxInference
 from .errors import CheckpointError
 from .model import MaxWhisper
+from .search import Rules, Search
+from .step_inputs import NO_TOKEN, SearchInputs
 
 N_PROMPT = 200  # tokens, like the text before a window
 N_STEPS = 20
@@ -163,3 +165,42 @@ def alignment(model: Whisper, window: Window, upstreams: Results) -> list[Tensor
         for hook in hooks:
             hook.remove()
     return scores
+
+
+def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
+    """Return the log-probabilities (1, N_BEAM) of the best tokens of each step in `steps`, without special ones.
+
+    From graphs, two for each step: what they say, and what upstream says of the tokens that they found.
+    """
+    results: list[Tensor] = []
+    suppressed = list(range(window.n_text, model.dims.n_vocab))
+    for logits in upstreams["steps"]:
+        logprobs = logits.clone()
+        logprobs[:, suppressed] = -torch.inf
+        logprobs = logprobs.log_softmax(dim=-1)
+        if not isinstance(model, MaxWhisper):
+            results += [logprobs.topk(N_BEAM).values] * 2
+            continue
+        engine = model.decoder.runtime.engine()
+        found = SearchInputs(engine.device, 1, model.dims.n_vocab, 1, n_candidates=N_BEAM, suppressed=suppressed)
+        engine.search(engine.device.put(logits), found, found.suppressed)
+        results += [torch.from_numpy(found.logprobs.pull()), logprobs.gather(1, torch.from_numpy(found.ids.pull()))]
+    return results
+
+
+def greedy(model: MaxWhisper, window: Window, upstreams: Results, n_ahead: int) -> list[int]:
+    """Return the tokens of N_STEPS steps, of which `n_ahead` at a time run without the host."""
+    rules = Rules(model.dims.n_vocab, window.sot.shape[1], [], [], timestamps=None)
+    inference = MaxInference(model, window.sot.shape[1], sot_index=0, n_group=1)
+    features = upstreams["encoder"][0]
+    try:
+        logits = inference.logits(window.sot, features)[:, -1]
+        search = Search(inference.engine, rules, GreedyDecoder(0.0, eot=NO_TOKEN), window.sot)
+        search.n_ahead = n_ahead
+        search.update(inference.engine.device.put(logits))
+        n_left = N_STEPS
+        while n_left > 0:
+            n_left -= inference.step(search, features, n_left)
+    finally:
+        inference.cleanup_caching()
+    return search.sequences[0]

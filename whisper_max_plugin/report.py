@@ -26,14 +26,20 @@ class Report:
             self._graph_runs: Counter[str] = Counter()
             self._fallbacks: Counter[str] = Counter()
             self._encoder_runs_saved = 0
+            self._steps_replayed = 0
             self._compile_seconds = 0.0
             self._device: str | None = None
             self._precision: str | None = None
 
-    def graph_run(self, kind: str) -> None:
-        """Count one execution of the graph `kind`."""
+    def graph_run(self, kind: str, n_runs: int = 1) -> None:
+        """Count executions of the graph `kind`."""
         with self._lock:
-            self._graph_runs[kind] += 1
+            self._graph_runs[kind] += n_runs
+
+    def step_replayed(self) -> None:
+        """Count one step that the device ran from a recording, beside `graph_run`."""
+        with self._lock:
+            self._steps_replayed += 1
 
     def encoder_run_saved(self) -> None:
         """Count one encoder call that was answered with the features of the same window."""
@@ -72,6 +78,7 @@ class Report:
             return {
                 "graph_runs": dict(self._graph_runs),
                 "encoder_runs_saved": self._encoder_runs_saved,
+                "steps_replayed": self._steps_replayed,
                 "fallbacks": dict(self._fallbacks),
                 "compile_seconds": round(self._compile_seconds, 3),
                 "device": self._device,

@@ -1,4 +1,4 @@
-"""Upstream's filters and search over tokens, with their arithmetic over the vocabulary in the graph ``search``."""
+"""Upstream's filters and search over tokens, with their arithmetic over the vocabulary in graphs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from max.driver import Buffer
 from torch import Tensor
@@ -20,11 +21,11 @@ from whisper.decoding import (
     TokenDecoder,
 )
 
-from .devices import Mirror
 from .engine import Engine
+from .step_inputs import NO_STAMP, NO_TOKEN, Ranges, SearchInputs, suppressed_tokens
 
-Ranges = tuple[int, int, int, int]
-"""The tokens that a sequence may choose: text from [0] to [1], and timestamps from [2] to [3]."""
+STEPS_AHEAD = 8
+"""Steps that a GPU takes between two looks of the host; up to seven are in vain where a text ends."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,19 @@ class Rules:
         penultimate_was_timestamp = n_sampled < 2 or sequence[-2] >= begin
         if last_was_timestamp and penultimate_was_timestamp:  # has to be non-timestamp
             return 0, begin, begin, begin
-        sampled = (sequence[-i] for i in range(1, n_sampled + 1))
-        previous = next((token for token in sampled if token >= begin), None)
         if last_was_timestamp:  # cannot be normal text tokens
             return eot, begin, sequence[-1], self.n_vocab
         # timestamps do not decrease, and segments are not empty
-        return 0, begin, begin if previous is None else previous + 1, self.n_vocab
+        previous = self.latest_stamp(sequence)
+        return 0, begin, begin if previous == NO_STAMP else previous + 1, self.n_vocab
+
+    def latest_stamp(self, sequence: Sequence[int]) -> int:
+        """Return the latest timestamp among the sampled tokens, or `NO_STAMP`."""
+        if self.timestamps is None:
+            return NO_STAMP
+        begin = self.timestamps.tokenizer.timestamp_begin
+        sampled = (sequence[index] for index in range(len(sequence) - 1, self.sample_begin - 1, -1))
+        return next((token for token in sampled if token >= begin), NO_STAMP)
 
 
 class Search:
@@ -110,12 +118,16 @@ class Search:
     Attributes
     ----------
     sequences : list of list of int
-    ids, logprobs : ndarray, shape = (batch, n_candidates)
-        each sequence's best next tokens, the best first, and their log-probabilities; -inf and NaN where there are none
+    completed : bool
+        whether all of them have come to an end
+    n_ahead : int
+        how many steps the graph may take before `take` has to look at what they found
+    inputs : SearchInputs
     """
 
     def __init__(self, engine: Engine, rules: Rules, decoder: TokenDecoder, tokens: Tensor) -> None:
         self.sequences: list[list[int]] = tokens.tolist()
+        self.completed = False
         self._engine = engine
         self._rules = rules
         self._decoder = decoder
@@ -123,17 +135,23 @@ class Search:
         self._is_greedy = (
             _is_upstreams(decoder, "update") and type(decoder) is GreedyDecoder and decoder.temperature == 0
         )
-        # one more than beam search looks at, to see whether it is as good as the last of them
-        batch, n_candidates = len(self.sequences), 1 if self._beam is None else self._beam.beam_size + 2
+        # where the host is the device, looking costs less than a step in vain
+        self.n_ahead = STEPS_AHEAD if self._is_greedy and not engine.device.shares_memory else 1
+        batch = len(self.sequences)
         self._sums = np.zeros(batch, dtype=np.float32)
-        device = engine.device
-        self._ids = Mirror(np.zeros((batch, n_candidates), dtype=np.int64), device)
-        self._logprobs = Mirror(np.zeros((batch, n_candidates), dtype=np.float32), device)
-        self._ranges = Mirror(np.zeros((batch, 4), dtype=np.int64), device)
-        self.ids, self.logprobs = self._ids.array, self._logprobs.array
-        self._suppressed_first, self._suppressed = (
-            device.put(torch.tensor(tokens, dtype=torch.int64)) for tokens in (rules.suppressed_first, rules.suppressed)
+        tokenizer = rules.timestamps.tokenizer if rules.timestamps is not None else None
+        self.inputs = SearchInputs(
+            engine.device,
+            batch,
+            rules.n_vocab,
+            engine.dims.n_text_ctx,
+            # one more than beam search looks at, to see whether it is as good as the last of them
+            n_candidates=1 if self._beam is None else self._beam.beam_size + 2,
+            suppressed=rules.suppressed,
+            eot=getattr(decoder, "eot", NO_TOKEN),
+            timestamp_begin=None if tokenizer is None else tokenizer.timestamp_begin,
         )
+        self._suppressed_first = engine.device.put(suppressed_tokens(rules.suppressed_first))
 
     @property
     def tokens(self) -> Tensor:
@@ -150,61 +168,94 @@ class Search:
         """The last token of each sequence."""
         return [sequence[-1] for sequence in self.sequences]
 
-    def update(self, logits: Buffer) -> bool:
-        """Extend every sequence by a token, as upstream's filters and decoder do; tell whether all are complete.
-
-        Parameters
-        ----------
-        logits : Buffer, shape = (batch, n_vocab)
-            of the last tokens; they are filtered in place
-        """
-        self.find_candidates(logits)
-        if self._is_greedy and np.isfinite(self.logprobs).all():
-            return self._choose(self._decoder.eot)
-        if self._beam is not None and self._is_clear(self._beam.beam_size + 1):
-            return self._rank(self._beam)
-        # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
-        # and equally good ones, whose order is torch's to choose
-        tokens, completed = self._decoder.update(self.tokens, self._engine.device.get(logits), self.sum_logprobs)
-        self.sequences = tokens.tolist()
-        return bool(completed)
-
-    def find_candidates(self, logits: Buffer) -> None:
-        """Filter logits (batch, n_vocab) in place; write the best tokens to `ids`, their scores to `logprobs`."""
-        suppressed = self._suppressed_first if self._begins else self._suppressed
-        self._ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
-        self._engine.search(self._ids.buffer, self._logprobs.buffer, logits, suppressed, self._ranges.push())
-        self._ids.pull()
-        self._logprobs.pull()
-
-    def _is_clear(self, n_candidates: int) -> bool:
-        """Tell whether each sequence has so many candidates, of which no two are equally good."""
-        differences = self.logprobs[:, :n_candidates] - self.logprobs[:, 1:]
-        return bool(np.isfinite(self.logprobs[:, :n_candidates]).all() and (differences > 0).all())
-
     @property
     def _begins(self) -> bool:
         return len(self.sequences[0]) == self._rules.sample_begin
 
-    def _choose(self, eot: int) -> bool:
+    def ask(self) -> SearchInputs:
+        """Say what may follow each sequence; return what the graphs take."""
+        self.inputs.ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
+        if self.n_ahead > 1:
+            self.inputs.stamps.array[:] = [self._rules.latest_stamp(sequence) for sequence in self.sequences]
+        return self.inputs
+
+    def update(self, logits: Buffer) -> None:
+        """Extend every sequence by a token, as upstream's filters and decoder do.
+
+        Parameters
+        ----------
+        logits : Buffer, shape = (batch, n_vocab)
+            of the last tokens
+        """
+        self.find_candidates(logits)
+        self.take(1)
+
+    def find_candidates(self, logits: Buffer) -> None:
+        """Filter logits (batch, n_vocab), and find the best tokens, as a step does with its own; see `inputs`."""
+        self._engine.search(logits, self.ask(), self._suppressed_first if self._begins else self.inputs.suppressed)
+        self.inputs.ids.pull()
+        self.inputs.logprobs.pull()
+
+    def take(self, n_steps: int) -> int:
+        """Extend every sequence by the tokens that `n_steps` steps have found; return how many of them count.
+
+        They count up to the end of all sequences, or to a token of which upstream's code has to say what follows.
+        """
+        if n_steps > 1:
+            n_taken = self._take_best(n_steps - 1)
+            if self.completed or n_taken < n_steps - 1:
+                return n_taken
+        self._take_last()
+        return n_steps
+
+    def _take_best(self, n_steps: int) -> int:
+        """Extend the sequences by the best tokens of a greedy search, as long as upstream would choose them."""
+        chosen, logprobs = self.inputs.chosen.pull(), self.inputs.chosen_logprobs.pull()
+        position = len(self.sequences[0]) - 1
+        for step in range(n_steps):
+            if not np.isfinite(logprobs[position + step]).all():
+                self.n_ahead = 1  # from here on the host looks at every step
+                return step
+            self._choose(chosen[position + step], logprobs[position + step])
+            if self.completed:
+                return step + 1
+        return n_steps
+
+    def _take_last(self) -> None:
+        """Extend the sequences by what the latest search has found."""
+        ids, logprobs = self.inputs.ids.pull(), self.inputs.logprobs.pull()
+        if self._is_greedy and np.isfinite(logprobs).all():
+            self._choose(ids[:, 0], logprobs[:, 0])
+        elif self._beam is not None and _is_clear(logprobs, self._beam.beam_size + 1):
+            self._rank(self._beam, ids, logprobs)
+        else:
+            # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
+            # and equally good ones, whose order is torch's to choose
+            filtered = self._engine.device.get(self.inputs.filtered)
+            tokens, completed = self._decoder.update(self.tokens, filtered, self.sum_logprobs)
+            self.sequences = tokens.tolist()
+            self.completed = bool(completed)
+
+    def _choose(self, ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> None:
         """Mirror ``GreedyDecoder.update`` at temperature 0."""
+        eot = self._decoder.eot
         for index, sequence in enumerate(self.sequences):
             if sequence[-1] == eot:
                 sequence.append(eot)
             else:
-                self._sums[index] += self.logprobs[index, 0]
-                sequence.append(int(self.ids[index, 0]))
-        return all(sequence[-1] == eot for sequence in self.sequences)
+                self._sums[index] += logprobs[index]
+                sequence.append(int(ids[index]))
+        self.completed = all(sequence[-1] == eot for sequence in self.sequences)
 
-    def _rank(self, decoder: BeamSearchDecoder) -> bool:
+    def _rank(self, decoder: BeamSearchDecoder, ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> None:
         """Mirror ``BeamSearchDecoder.update``."""
         size = decoder.beam_size
         n_audio = len(self.sequences) // size
         if decoder.finished_sequences is None:
             decoder.finished_sequences = [{} for _ in range(n_audio)]
 
-        totals = (self._sums[:, None] + self.logprobs).tolist()
-        ids = self.ids.tolist()
+        totals = (self._sums[:, None] + logprobs).tolist()
+        tokens = ids.tolist()
         sequences: list[list[int]] = []
         source_indices: list[int] = []
         for first in range(0, len(self.sequences), size):
@@ -212,7 +263,7 @@ class Search:
             sources: dict[tuple[int, int], int] = {}
             for index in range(first, first + size):
                 beginning = first if self._begins else index  # at first all beams are equal, later no two
-                for token, total in zip(ids[index][:-1], totals[index][:-1], strict=True):
+                for token, total in zip(tokens[index][:-1], totals[index][:-1], strict=True):
                     scores[beginning, token] = total
                     sources[beginning, token] = index
             finished: dict[tuple[int, ...], float] = {}
@@ -237,7 +288,13 @@ class Search:
 
         self.sequences = sequences
         decoder.inference.rearrange_kv_cache(source_indices)
-        return all(len(ended) >= decoder.max_candidates for ended in decoder.finished_sequences)
+        self.completed = all(len(ended) >= decoder.max_candidates for ended in decoder.finished_sequences)
+
+
+def _is_clear(logprobs: npt.NDArray[np.float32], n_candidates: int) -> bool:
+    """Tell whether each sequence has so many candidates, of which no two are equally good."""
+    differences = logprobs[:, :n_candidates] - logprobs[:, 1:]
+    return bool(np.isfinite(logprobs[:, :n_candidates]).all() and (differences > 0).all())
 
 
 def _is_upstreams(part: Any, method: str) -> bool:

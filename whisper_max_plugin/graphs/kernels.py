@@ -72,13 +72,41 @@ def cross_attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> T
 
 
 def search(
-    ids: BufferValue, logprobs: BufferValue, logits: BufferValue, suppressed: TensorValue, ranges: TensorValue
+    ids: BufferValue,
+    logprobs: BufferValue,
+    filtered: BufferValue,
+    logits: TensorValue,
+    suppressed: TensorValue,
+    ranges: TensorValue,
 ) -> None:
-    """Filter logits (batch, n_vocab) in place, and write each row's k best tokens to ids and logprobs (batch, k).
+    """Filter logits (batch, n_vocab), and write each row's k best tokens to ids and logprobs (batch, k).
 
-    suppressed (n) int64; ranges (batch, 4) int64: the first and last but one token of text, and of timestamps.
+    suppressed (n) int64, negative where there is none; ranges (batch, 4) int64: the first and last but one token of
+    text, and of timestamps.
     """
-    ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
+    operands = [ids, logprobs, filtered, logits, suppressed, ranges]
+    ops.inplace_custom("whisper_search", logits.device, operands)
+
+
+def follow(
+    tokens: BufferValue,
+    position: BufferValue,
+    ranges: BufferValue,
+    stamps: BufferValue,
+    chosen: BufferValue,
+    chosen_logprobs: BufferValue,
+    ids: BufferValue,
+    logprobs: BufferValue,
+    rules: TensorValue,
+) -> None:
+    """Let every sequence continue with its best token: write what the next step reads, and note what was chosen.
+
+    tokens (n_audio, n_group), position (1), ranges (batch, 4) and stamps (batch), the latest timestamps, int64; chosen
+    int64 and chosen_logprobs (n_text_ctx, batch); ids and logprobs (batch, k), as `search` writes them; rules (3)
+    int64: the token that ends a text, the first timestamp, the size of the vocabulary.
+    """
+    operands = [tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules]
+    ops.inplace_custom("whisper_follow", tokens.device, operands)
 
 
 def matmul(x: TensorValue, weight: TensorValue) -> TensorValue:

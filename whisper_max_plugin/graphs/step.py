@@ -1,4 +1,4 @@
-"""The step graph: the decoder on one token per sequence, with kernels that read weights, keys and values in place."""
+"""The step graph: the decoder on one token per sequence, the search over its logits, and what the next step takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernels import KERNELS, cross_attention, linear, linear_add, linear_gelu, project, self_attention
+from .kernels import KERNELS, cross_attention, follow, linear, linear_add, linear_gelu, project, search, self_attention
 from .layers import Weights, layer_norm
 
 
@@ -16,26 +16,39 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     A step reads every weight for a few rows, so memory is what it waits for: the linear layers' weights are read
     as they are `stored`, float16 for OpenAI's checkpoints, and multiplied and summed up in `dtype`.
 
+    Every input is memory that stays the same for a whole decode. A run writes all that the next one reads, so that
+    steps of greedy decoding follow each other without the host; for beams and samples the host writes over it.
+
     Inputs
     ------
-    tokens (n_audio, n_group) int64; position (1) int64, of these tokens; holders (n_audio * n_group, n_text_ctx)
+    tokens (n_audio, n_group) int64; position (1) int64, of these tokens; what the graph ``search`` takes, logits
+    apart; stamps, chosen, chosen_logprobs and rules, see `kernels.follow`; holders (n_audio * n_group, n_text_ctx)
     int32, the row of the cache that holds a sequence's keys and values at each position: beams that share their past
     share its entries, and a reorder moves nothing else; 2 * n_text_layer self-attention buffers (n_text_ctx, n_audio,
     n_group, n_text_state), key 0, value 0, …; 2 * n_text_layer cross-attention tensors as the graph ``cross_kv``
-    returns them. No shape changes from step to step, so the inputs of a whole decode are made once.
+    returns them.
 
     Outputs
     -------
-    logits (n_audio * n_group, n_vocab)
+    logits (n_audio * n_group, n_vocab), not filtered
     """
     n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
     head_dim = n_state // n_head
     cache_type = BufferType(dtype, [dims.n_text_ctx, "n_audio", "n_group", n_state], device)
     cross_type = TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
     input_types = [
-        TensorType(DType.int64, ["n_audio", "n_group"], device),
-        TensorType(DType.int64, [1], device),
-        TensorType(DType.int32, ["batch", dims.n_text_ctx], device),
+        BufferType(DType.int64, ["n_audio", "n_group"], device),
+        BufferType(DType.int64, [1], device),
+        BufferType(DType.int64, ["batch", "k"], device),  # ids
+        BufferType(dtype, ["batch", "k"], device),  # logprobs
+        BufferType(dtype, ["batch", dims.n_vocab], device),  # filtered
+        BufferType(DType.int64, ["batch", 4], device),  # ranges
+        BufferType(DType.int64, ["batch"], device),  # stamps
+        BufferType(DType.int64, [dims.n_text_ctx, "batch"], device),  # chosen
+        BufferType(dtype, [dims.n_text_ctx, "batch"], device),  # chosen_logprobs
+        TensorType(DType.int64, ["n_suppressed"], device),
+        TensorType(DType.int64, [3], device),  # rules
+        TensorType(DType.int32, ["batch", dims.n_text_ctx], device),  # holders
         *[cache_type] * (2 * n_layer),
         *[cross_type] * (2 * n_layer),
     ]
@@ -43,11 +56,15 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
         weights = Weights(dtype, device)
         stored_weights = Weights(stored, device)
-        tokens, position, holders = (value.tensor for value in graph.inputs[:3])
-        caches = [value.buffer for value in graph.inputs[3 : 3 + 2 * n_layer]]
-        cross_kv = [value.tensor for value in graph.inputs[3 + 2 * n_layer :]]
-        n_audio, n_group = tokens.shape
-        batch = n_audio * n_group
+        values = iter(graph.inputs)
+        tokens, position, ids, logprobs, filtered, ranges, stamps, chosen, chosen_logprobs = (
+            next(values).buffer for _ in range(9)
+        )
+        suppressed, rules, holders = (next(values).tensor for _ in range(3))
+        caches = [next(values).buffer for _ in range(2 * n_layer)]
+        cross_kv = [value.tensor for value in values]
+        batch = holders.shape[0]
+        at = ops.buffer_load(position)
 
         def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
             """Return a linear layer's weight and bias; three layers in one are laid out for this graph."""
@@ -56,14 +73,15 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
 
         token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
         positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
-        x = ops.gather(token_embedding, ops.reshape(tokens, [batch]), axis=0).cast(dtype)
-        x = x + ops.gather(positions, position, axis=0)  # (batch, n_state)
+        x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(dtype)
+        x = ops.rebind(x, [batch, n_state])
+        x = x + ops.gather(positions, at, axis=0)  # (batch, n_state)
 
         for layer in range(n_layer):
             name = f"blocks.{layer}"
             h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
             qkv = linear(h, *matrix(f"{name}.attn.qkv", 3 * n_state, n_state))
-            a = self_attention(qkv, caches[2 * layer], caches[2 * layer + 1], holders, position, head_dim)
+            a = self_attention(qkv, caches[2 * layer], caches[2 * layer + 1], holders, at, head_dim)
             x = linear_add(a, *matrix(f"{name}.attn.out", n_state, n_state), x)
 
             h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
@@ -76,4 +94,7 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
             x = linear_add(h, *matrix(f"{name}.mlp.2", n_state, 4 * n_state), x)
 
         x = layer_norm(x, weights, "decoder.ln", n_state)
-        graph.output(project(x, token_embedding))
+        logits = project(x, token_embedding)
+        search(ids, logprobs, filtered, logits, suppressed, ops.buffer_load(ranges))
+        follow(tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
+        graph.output(logits)

@@ -2,6 +2,7 @@
 
 from .attention import *
 from .flash import *
+from .follow import *
 from .gemm import *
 from .linear import *
 from .matmul import *

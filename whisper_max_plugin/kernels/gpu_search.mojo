@@ -14,39 +14,26 @@ comptime NOWHERE = Int32.MAX
 
 
 @always_inline
-def block_max(value: Scalar[DType.float32]) -> Scalar[DType.float32]:
-    """Return the largest value of all threads, to all."""
-    var shared = stack_allocation[WARPS, Scalar[DType.float32], address_space=AddressSpace.SHARED]()
-    var of_warp = warp.max(value)
+def reduce_warp[type: DType, //, operation: StaticString](value: Scalar[type]) -> Scalar[type]:
+    """Return the "max", "min" or "sum" of a warp's values, to all of its threads."""
+    comptime if operation == "max":
+        return warp.max(value)
+    elif operation == "min":
+        return warp.min(value)
+    else:
+        return warp.sum(value)
+
+
+@always_inline
+def reduce_block[type: DType, //, operation: StaticString](value: Scalar[type]) -> Scalar[type]:
+    """Return the "max", "min" or "sum" of all threads' values, to all."""
+    var shared = stack_allocation[WARPS, Scalar[type], address_space=AddressSpace.SHARED]()
+    var of_warp = reduce_warp[operation](value)
     barrier()  # whoever reads an earlier result has done so
     if Int(lane_id()) == 0:
         shared[unsafe_offset = Int(thread_idx.x) // WARP_SIZE] = of_warp
     barrier()
-    return warp.max(shared[unsafe_offset = Int(lane_id())])
-
-
-@always_inline
-def block_sum(value: Scalar[DType.float32]) -> Scalar[DType.float32]:
-    """Return the sum of all threads' values, to all."""
-    var shared = stack_allocation[WARPS, Scalar[DType.float32], address_space=AddressSpace.SHARED]()
-    var of_warp = warp.sum(value)
-    barrier()
-    if Int(lane_id()) == 0:
-        shared[unsafe_offset = Int(thread_idx.x) // WARP_SIZE] = of_warp
-    barrier()
-    return warp.sum(shared[unsafe_offset = Int(lane_id())])
-
-
-@always_inline
-def block_first(value: Int32) -> Int32:
-    """Return the smallest value of all threads, to all."""
-    var shared = stack_allocation[WARPS, Scalar[DType.int32], address_space=AddressSpace.SHARED]()
-    var of_warp = warp.min(value)
-    barrier()
-    if Int(lane_id()) == 0:
-        shared[unsafe_offset = Int(thread_idx.x) // WARP_SIZE] = of_warp
-    barrier()
-    return warp.min(shared[unsafe_offset = Int(lane_id())])
+    return reduce_warp[operation](shared[unsafe_offset = Int(lane_id())])
 
 
 @always_inline
@@ -57,7 +44,7 @@ def largest(
     var found = LOWEST
     for i in range(begin + lane, end, THREADS):
         found = max(found, row[unsafe_offset=i])
-    return block_max(found)
+    return reduce_block["max"](found)
 
 
 @always_inline
@@ -68,14 +55,15 @@ def sum_of_exp(
     var sum = Scalar[DType.float32](0)
     for i in range(begin + lane, end, THREADS):
         sum += exp(row[unsafe_offset=i] - top)
-    return block_sum(sum)
+    return reduce_block["sum"](sum)
 
 
 @always_inline
 def search_block(
     ids: Pointer[mut=True, Scalar[DType.int64], ...],
     logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
-    logits: Pointer[mut=True, Scalar[DType.float32], ...],
+    filtered: Pointer[mut=True, Scalar[DType.float32], ...],
+    logits: Pointer[Scalar[DType.float32], ...],
     suppressed: Pointer[Scalar[DType.int64], ...],
     ranges: Pointer[Scalar[DType.int64], ...],
     n_vocab: Int,
@@ -85,18 +73,21 @@ def search_block(
     """What the block of one row does, see `Search`."""
     var batch = Int(block_idx.x)
     var lane = Int(thread_idx.x)
-    var row = logits.unsafe_offset(batch * n_vocab)
+    var row = filtered.unsafe_offset(batch * n_vocab)
+    var given = logits.unsafe_offset(batch * n_vocab)
     var text = Int(ranges[unsafe_offset = 4 * batch])
     var text_end = Int(ranges[unsafe_offset = 4 * batch + 1])
     var stamps = Int(ranges[unsafe_offset = 4 * batch + 2])
     var stamps_end = Int(ranges[unsafe_offset = 4 * batch + 3])
     for i in range(lane, n_vocab, THREADS):
-        if not (text <= i < text_end or stamps <= i < stamps_end):
-            row[unsafe_offset=i] = LOWEST
+        var is_allowed = text <= i < text_end or stamps <= i < stamps_end
+        row[unsafe_offset=i] = given[unsafe_offset=i] if is_allowed else LOWEST
     barrier()
     if lane < WARP_SIZE:  # one warp alone: a token may be listed twice, and warps that write one place race
         for i in range(lane, n_suppressed, WARP_SIZE):
-            row[unsafe_offset = Int(suppressed[unsafe_offset=i])] = LOWEST
+            var token = Int(suppressed[unsafe_offset=i])
+            if token >= 0:
+                row[unsafe_offset=token] = LOWEST
     barrier()
 
     var text_top = largest(row, text, text_end, lane)
@@ -130,8 +121,8 @@ def search_block(
 
         consider(text, text_end)
         consider(stamps, stamps_end)
-        bound = block_max(best)
-        after = block_first(found if best == bound else NOWHERE)
+        bound = reduce_block["max"](best)
+        after = reduce_block["min"](found if best == bound else NOWHERE)
         if lane == 0:
             ids[unsafe_offset = batch * k + place] = Int64(after if after != NOWHERE else 0)
             logprobs[unsafe_offset = batch * k + place] = bound - top - log_total
@@ -141,7 +132,8 @@ def search_block(
 def search_on_gpu(
     ids: Pointer[mut=True, Scalar[DType.int64], ...],
     logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
-    logits: Pointer[mut=True, Scalar[DType.float32], ...],
+    filtered: Pointer[mut=True, Scalar[DType.float32], ...],
+    logits: Pointer[Scalar[DType.float32], ...],
     suppressed: Pointer[Scalar[DType.int64], ...],
     ranges: Pointer[Scalar[DType.int64], ...],
     batch: Int,
@@ -156,6 +148,6 @@ def search_on_gpu(
     var k_ = Int32(k)
 
     def kernel() {var}:
-        search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_))
+        search_block(ids, logprobs, filtered, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_))
 
     ctx.enqueue_function(kernel, grid_dim=batch, block_dim=THREADS)
