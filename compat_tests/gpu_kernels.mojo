@@ -119,15 +119,14 @@ def causal[
 def search(
     ids: Out[I64],
     logprobs: Out[F32],
-    filtered: Out[F32],
-    logits: In[F32],
+    logits: Out[F32],
     suppressed: In[I64],
     ranges: In[I64],
     n_vocab: Int32,
     n_suppressed: Int32,
     k: Int32,
 ):
-    search_block(ids, logprobs, filtered, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+    search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
 
 
 def follow(

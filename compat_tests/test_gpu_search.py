@@ -51,10 +51,10 @@ def run_search(
     kernels: Kernels, logits: Tensor, suppressed: list[int], ranges: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids and log-probabilities of the `k` best, and the logits that are left."""
-    batch, n_vocab = logits.shape
-    ids, logprobs, left = torch.full((batch, k), -1), unset(batch, k), unset(batch, n_vocab)
-    inputs = [logits, suppressed_tokens(suppressed), ranges]
-    kernels.run("search", batch, 1024, [ids, logprobs, left], inputs, n_vocab, len(inputs[1]), k)
+    left, (batch, n_vocab) = logits.clone(), logits.shape
+    ids, logprobs = torch.full((batch, k), -1), unset(batch, k)
+    inputs = [suppressed_tokens(suppressed), ranges]
+    kernels.run("search", batch, 1024, [ids, logprobs, left], inputs, n_vocab, len(inputs[0]), k)
     return ids, logprobs, left
 
 

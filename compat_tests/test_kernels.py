@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.graphs import KERNELS
+from whisper_max_plugin.graphs.kernels import project
 from whisper_max_plugin.session import session
 
 from .compare import assert_close
@@ -22,7 +23,6 @@ CPU = DeviceRef.CPU()
 X, Y = TensorType(DType.float32, ["m", "k"], CPU), TensorType(DType.float32, ["m", "n"], CPU)
 BIAS = TensorType(DType.float32, ["n"], CPU)
 INPUTS = {
-    "whisper_project": [X],
     "whisper_linear": [X, BIAS],
     "whisper_linear_gelu": [X, BIAS],
     "whisper_linear_add": [X, BIAS, Y],
@@ -39,6 +39,13 @@ def kernels() -> dict[str, Model]:
             types = [types[0], weight, *types[1:]]
             with Graph(f"{name}_{stored}", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
                 graph.output(ops.custom(name, CPU, [value.tensor for value in graph.inputs], [Y])[0])
+        logits = BufferType(DType.float32, ["m", "n"], CPU)
+        name = "whisper_project"
+        with Graph(
+            f"{name}_{stored}", input_types=[logits, X, weight], module=module, custom_extensions=[KERNELS]
+        ) as g:
+            project(g.inputs[0].buffer, *(value.tensor for value in g.inputs[1:]))
+            g.output()
     _add_attentions(module)
     return session().init_all(session().compile(module, custom_extensions=[KERNELS]))
 
@@ -81,14 +88,16 @@ def test_linear_layers(kernels: dict[str, Model], stored: str, m: int, n: int, k
     bias, residual = torch.randn(n), torch.randn(m, n)
     product = (x.double() @ weight.double().T).float()
     expected = {
-        "whisper_project": product,
         "whisper_linear": product + bias,
         "whisper_linear_gelu": torch.nn.functional.gelu(product + bias),
         "whisper_linear_add": product + bias + residual,
     }
-    further = {"whisper_project": [], "whisper_linear_add": [bias, residual]}
+    further = {"whisper_linear_add": [bias, residual]}
     for name, result in expected.items():
         assert_close(run(kernels[f"{name}_{stored}"], x, weight, *further.get(name, [bias])), result)
+    logits = torch.full((m, n), torch.nan)
+    kernels[f"whisper_project_{stored}"].execute(*map(Buffer.from_dlpack, (logits, x, weight)))
+    assert_close(logits, product)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from max.driver import Buffer
 from torch import Tensor
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
 
@@ -96,15 +95,10 @@ class MaxInference(Inference):
             search.update(self.engine.device.put(self.logits(search.tokens, audio_features)[:, -1]))
             return 1
         n_steps = min(search.n_ahead, n_left)
-        self.run_steps(search, n_steps)
+        self.model.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
         n_taken = search.take(n_steps)
         self.kv_cache.count(n_taken - n_steps)
         return n_taken
-
-    def run_steps(self, search: Search, n_steps: int) -> Buffer:
-        """Perform forward passes and searches in the graph; return the last logits, shape (n_batch, n_vocab)."""
-        assert self.kv_cache is not None, "a step needs a first pass"
-        return self.model.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
 
     @property
     def engine(self) -> Engine:

@@ -147,38 +147,31 @@ class Engine:
         """Whether there is a graph for single tokens, beside the one for any number."""
         return self._step is not None
 
-    def step(self, inputs: StepInputs, n_steps: int = 1) -> Buffer:
+    def step(self, inputs: StepInputs, n_steps: int = 1) -> None:
         """Run the decoder on one token of each sequence, write its keys and values into the cache, and search.
 
         Parameters
         ----------
-        inputs : what `KVCache.next_step` returned
+        inputs : what `KVCache.next_step` returned; the logits of the last step lie in ``inputs.search.logits``
         n_steps : further steps continue with the best token of each sequence
-
-        Returns
-        -------
-        logits : Buffer, shape = (batch, n_vocab)
-            of the last step, not filtered; the next step may write over them
         """
         assert self._step is not None, "asked for a graph that this model does not have, see `has_step`"
         with self._lock:
             for _ in range(n_steps):
                 if not self.device.records_graphs:
-                    (logits,) = self._step.execute(*inputs.buffers)
+                    self._step.execute(*inputs.buffers)
                     continue
                 if inputs.replay is None:
                     inputs.replay = Replay(self._step, inputs.buffers, inputs.changing)
-                logits = inputs.replay.run()
+                inputs.replay.run()
                 if inputs.replay.is_recorded:
                     REPORT.step_replayed()
         REPORT.graph_run("step", n_steps)
-        return logits
 
     def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
-        """Filter logits and find each row's best tokens; see `graphs.search.build_search`."""
-        found = inputs.ids.buffer, inputs.logprobs.buffer, inputs.filtered
+        """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
         with self._lock:
-            self._search.execute(*found, logits, suppressed, inputs.ranges.push())
+            self._search.execute(inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.push())
         REPORT.graph_run("search")
 
     def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:

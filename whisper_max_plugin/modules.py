@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import whisper.model
-from max.driver import Buffer
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
@@ -118,7 +117,9 @@ class MaxTextDecoder(TextDecoder):
         batch, n_tokens = x.shape
         tokens = x.to("cpu", torch.int64).reshape(n_audio, batch // n_audio, n_tokens)
         if n_tokens == 1 and engine.has_step and not self.is_observed():
-            logits = engine.device.get(engine.step(cache.next_step(tokens.flatten().tolist())))
+            inputs = cache.next_step(tokens.flatten().tolist())
+            engine.step(inputs)
+            logits = engine.device.get(inputs.search.logits).clone()  # the next step writes there
             return logits.unsqueeze(1).to(xa.device)
         self_kv = cache.extend(batch, n_tokens)
         wanted = range(n_tokens) if rows is None else [row % n_tokens for row in rows]
@@ -141,11 +142,10 @@ class MaxTextDecoder(TextDecoder):
             and type(self) is MaxTextDecoder
         )
 
-    def step(self, tokens: Sequence[int], cache: KVCache, search: SearchInputs, n_steps: int) -> Buffer:
+    def step(self, tokens: Sequence[int], cache: KVCache, search: SearchInputs, n_steps: int) -> None:
         """Run one token of each sequence, and search: `forward` without what surrounds the graph.
 
-        Further steps continue with the best token of each sequence. What was found lies in `search`; the logits of the
-        last step (batch, n_vocab) are returned as they were.
+        Further steps continue with the best token of each sequence. What was found lies in `search`.
 
         Raises
         ------
@@ -155,9 +155,8 @@ class MaxTextDecoder(TextDecoder):
         assert cache.engine is not None, "a step needs a first pass, see `can_step`"
         refuse_after_fork()
         with self.runtime.passes:
-            logits = cache.engine.step(cache.next_step(tokens, search), n_steps)
+            cache.engine.step(cache.next_step(tokens, search), n_steps)
             cache.count(n_steps - 1)
-            return logits
 
     def is_observed(self) -> bool:
         """Tell whether forward hooks look into the passes."""

@@ -183,7 +183,7 @@ def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
             continue
         engine = model.decoder.runtime.engine()
         found = SearchInputs(engine.device, 1, model.dims.n_vocab, 1, n_candidates=N_BEAM, suppressed=suppressed)
-        engine.search(engine.device.put(logits), found, found.suppressed)
+        engine.search(engine.device.put(logits.clone()), found, found.suppressed)
         results += [torch.from_numpy(found.logprobs.pull()), logprobs.gather(1, torch.from_numpy(found.ids.pull()))]
     return results
 

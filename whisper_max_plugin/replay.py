@@ -38,18 +38,17 @@ class Replay:
         self._buffers = buffers
         self._changing = changing
         self._key: int | None = None  # of the recording
-        self._outputs: list[Buffer] = []  # of the recording: every run writes there
         self._n_runs = 0
 
-    def run(self) -> Buffer:
-        """Run the graph and return its first output, which the next run may write over."""
+    def run(self) -> None:
+        """Run the graph, which has no outputs of its own."""
         self._n_runs += 1
         if self._n_runs == 2:  # whatever a first launch has to set up has been set up
             self._record()
         if self._key is None:
-            return self._model.execute(*self._buffers)[0]
-        self._model.replay(self._key, *self._buffers)
-        return self._outputs[0]
+            self._model.execute(*self._buffers)
+        else:
+            self._model.replay(self._key, *self._buffers)
 
     @property
     def is_recorded(self) -> bool:
@@ -61,7 +60,7 @@ class Replay:
         for mirror in self._changing:
             mirror.pull()
         try:
-            self._outputs = self._model.capture(key, *self._buffers)
+            self._model.capture(key, *self._buffers)
         except RuntimeError as refusal:
             logger.warning("the device records no graphs (%s): each step's kernels are started one by one", refusal)
             return

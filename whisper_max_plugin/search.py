@@ -185,13 +185,13 @@ class Search:
         Parameters
         ----------
         logits : Buffer, shape = (batch, n_vocab)
-            of the last tokens
+            of the last tokens; they are filtered in place
         """
         self.find_candidates(logits)
-        self.take(1)
+        self._take_last(logits)
 
     def find_candidates(self, logits: Buffer) -> None:
-        """Filter logits (batch, n_vocab), and find the best tokens, as a step does with its own; see `inputs`."""
+        """Filter logits (batch, n_vocab) in place, and find the best tokens, as a step does with its own."""
         self._engine.search(logits, self.ask(), self._suppressed_first if self._begins else self.inputs.suppressed)
         self.inputs.ids.pull()
         self.inputs.logprobs.pull()
@@ -205,7 +205,7 @@ class Search:
             n_taken = self._take_best(n_steps - 1)
             if self.completed or n_taken < n_steps - 1:
                 return n_taken
-        self._take_last()
+        self._take_last(self.inputs.logits)
         return n_steps
 
     def _take_best(self, n_steps: int) -> int:
@@ -221,8 +221,8 @@ class Search:
                 return step + 1
         return n_steps
 
-    def _take_last(self) -> None:
-        """Extend the sequences by what the latest search has found."""
+    def _take_last(self, filtered: Buffer) -> None:
+        """Extend the sequences by what the latest search has found, and left of the logits (batch, n_vocab)."""
         ids, logprobs = self.inputs.ids.pull(), self.inputs.logprobs.pull()
         if self._is_greedy and np.isfinite(logprobs).all():
             self._choose(ids[:, 0], logprobs[:, 0])
@@ -231,8 +231,8 @@ class Search:
         else:
             # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
             # and equally good ones, whose order is torch's to choose
-            filtered = self._engine.device.get(self.inputs.filtered)
-            tokens, completed = self._decoder.update(self.tokens, filtered, self.sum_logprobs)
+            logits = self._engine.device.get(filtered)
+            tokens, completed = self._decoder.update(self.tokens, logits, self.sum_logprobs)
             self.sequences = tokens.tolist()
             self.completed = bool(completed)
 

@@ -42,8 +42,8 @@ class SearchInputs:
     ids, logprobs : Mirror, shape = (batch, n_candidates)
         each sequence's best next tokens, the best first, and their log-probabilities; -inf and NaN where there are none
     suppressed : Buffer
-    filtered : Buffer, shape = (batch, n_vocab)
-        the logits, -inf where a token cannot be chosen
+    logits : Buffer, shape = (batch, n_vocab)
+        of the latest step, -inf where a token cannot be chosen
     ranges : Mirror, shape = (batch, 4)
         the `Ranges` of each sequence
     stamps : Mirror, shape = (batch)
@@ -67,7 +67,7 @@ class SearchInputs:
         begin = n_vocab if timestamp_begin is None else timestamp_begin
         self.ids = Mirror(np.zeros((batch, n_candidates), dtype=np.int64), device)
         self.logprobs = Mirror(np.zeros((batch, n_candidates), dtype=np.float32), device)
-        self.filtered = device.empty((batch, n_vocab))
+        self.logits = device.empty((batch, n_vocab))
         self.ranges = Mirror(np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64), device)
         self.stamps = Mirror(np.full(batch, NO_STAMP, dtype=np.int64), device)
         self.chosen = Mirror(np.zeros((n_text_ctx, batch), dtype=np.int64), device)
@@ -82,7 +82,7 @@ class SearchInputs:
         state = self.ranges, self.stamps, self.chosen, self.chosen_logprobs
         return [
             *(mirror.buffer for mirror in mirrors),
-            self.filtered,
+            self.logits,
             *(mirror.buffer for mirror in state),
             self.suppressed,
             self._rules,

@@ -16,9 +16,9 @@ LARGEST_VECTOR = 16
 """float32 values in a register: what the attention kernels take a head to be a multiple of"""
 
 
-def project(x: TensorValue, weight: TensorValue) -> TensorValue:
-    """Return ``x @ weight.T`` for x (m, k) and weight (n, k), stored in any type."""
-    return ops.custom("whisper_project", x.device, [x, weight], [_rows(x, weight)])[0].tensor
+def project(logits: BufferValue, x: TensorValue, weight: TensorValue) -> None:
+    """Write ``x @ weight.T`` to logits (m, n), for x (m, k) and weight (n, k), stored in any type."""
+    ops.inplace_custom("whisper_project", x.device, [logits, x, weight])
 
 
 def linear(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
@@ -72,20 +72,14 @@ def cross_attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> T
 
 
 def search(
-    ids: BufferValue,
-    logprobs: BufferValue,
-    filtered: BufferValue,
-    logits: TensorValue,
-    suppressed: TensorValue,
-    ranges: TensorValue,
+    ids: BufferValue, logprobs: BufferValue, logits: BufferValue, suppressed: TensorValue, ranges: TensorValue
 ) -> None:
-    """Filter logits (batch, n_vocab), and write each row's k best tokens to ids and logprobs (batch, k).
+    """Filter logits (batch, n_vocab) in place, and write each row's k best tokens to ids and logprobs (batch, k).
 
     suppressed (n) int64, negative where there is none; ranges (batch, 4) int64: the first and last but one token of
     text, and of timestamps.
     """
-    operands = [ids, logprobs, filtered, logits, suppressed, ranges]
-    ops.inplace_custom("whisper_search", logits.device, operands)
+    ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
 
 
 def follow(

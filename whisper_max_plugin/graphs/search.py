@@ -17,21 +17,20 @@ def build_search(module: Module, dims: ModelDimensions, dtype: DType, device: De
 
     Inputs
     ------
-    ids (batch, k) int64 and logprobs (batch, k), which it writes, the best first; filtered (batch, n_vocab), which it
-    writes; logits (batch, n_vocab); suppressed (n_suppressed) int64, negative where there is none; ranges (batch, 4)
-    int64, see `whisper_max_plugin.search.Rules`.
+    ids (batch, k) int64 and logprobs (batch, k), which it writes, the best first; logits (batch, n_vocab), which it
+    filters in place; suppressed (n_suppressed) int64, negative where there is none; ranges (batch, 4) int64, see
+    `whisper_max_plugin.search.Rules`.
     """
     input_types = [
         BufferType(DType.int64, ["batch", "k"], device),
         BufferType(dtype, ["batch", "k"], device),
         BufferType(dtype, ["batch", dims.n_vocab], device),
-        TensorType(dtype, ["batch", dims.n_vocab], device),
         TensorType(DType.int64, ["n_suppressed"], device),
         TensorType(DType.int64, ["batch", 4], device),
     ]
 
     with Graph("search", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
-        ids, logprobs, filtered = (value.buffer for value in graph.inputs[:3])
-        logits, suppressed, ranges = (value.tensor for value in graph.inputs[3:])
-        search(ids, logprobs, filtered, logits, suppressed, ranges)
+        ids, logprobs, logits = (value.buffer for value in graph.inputs[:3])
+        suppressed, ranges = (value.tensor for value in graph.inputs[3:])
+        search(ids, logprobs, logits, suppressed, ranges)
         graph.output()

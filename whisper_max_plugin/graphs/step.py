@@ -21,16 +21,12 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
 
     Inputs
     ------
-    tokens (n_audio, n_group) int64; position (1) int64, of these tokens; what the graph ``search`` takes, logits
-    apart; stamps, chosen, chosen_logprobs and rules, see `kernels.follow`; holders (n_audio * n_group, n_text_ctx)
-    int32, the row of the cache that holds a sequence's keys and values at each position: beams that share their past
-    share its entries, and a reorder moves nothing else; 2 * n_text_layer self-attention buffers (n_text_ctx, n_audio,
-    n_group, n_text_state), key 0, value 0, …; 2 * n_text_layer cross-attention tensors as the graph ``cross_kv``
-    returns them.
-
-    Outputs
-    -------
-    logits (n_audio * n_group, n_vocab), not filtered
+    tokens (n_audio, n_group) int64; position (1) int64, of these tokens; what the graph ``search`` takes, whose logits
+    it computes; stamps, chosen, chosen_logprobs and rules, see `kernels.follow`; holders (n_audio * n_group,
+    n_text_ctx) int32, the row of the cache that holds a sequence's keys and values at each position: beams that share
+    their past share its entries, and a reorder moves nothing else; 2 * n_text_layer self-attention buffers (n_text_ctx,
+    n_audio, n_group, n_text_state), key 0, value 0, …; 2 * n_text_layer cross-attention tensors as the graph
+    ``cross_kv`` returns them.
     """
     n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
     head_dim = n_state // n_head
@@ -41,7 +37,7 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
         BufferType(DType.int64, [1], device),
         BufferType(DType.int64, ["batch", "k"], device),  # ids
         BufferType(dtype, ["batch", "k"], device),  # logprobs
-        BufferType(dtype, ["batch", dims.n_vocab], device),  # filtered
+        BufferType(dtype, ["batch", dims.n_vocab], device),  # logits
         BufferType(DType.int64, ["batch", 4], device),  # ranges
         BufferType(DType.int64, ["batch"], device),  # stamps
         BufferType(DType.int64, [dims.n_text_ctx, "batch"], device),  # chosen
@@ -57,7 +53,7 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
         weights = Weights(dtype, device)
         stored_weights = Weights(stored, device)
         values = iter(graph.inputs)
-        tokens, position, ids, logprobs, filtered, ranges, stamps, chosen, chosen_logprobs = (
+        tokens, position, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (
             next(values).buffer for _ in range(9)
         )
         suppressed, rules, holders = (next(values).tensor for _ in range(3))
@@ -94,7 +90,7 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
             x = linear_add(h, *matrix(f"{name}.mlp.2", n_state, 4 * n_state), x)
 
         x = layer_norm(x, weights, "decoder.ln", n_state)
-        logits = project(x, token_embedding)
-        search(ids, logprobs, filtered, logits, suppressed, ops.buffer_load(ranges))
+        project(logits, x, token_embedding)
+        search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges))
         follow(tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
-        graph.output(logits)
+        graph.output()

@@ -62,8 +62,7 @@ def sum_of_exp(
 def search_block(
     ids: Pointer[mut=True, Scalar[DType.int64], ...],
     logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
-    filtered: Pointer[mut=True, Scalar[DType.float32], ...],
-    logits: Pointer[Scalar[DType.float32], ...],
+    logits: Pointer[mut=True, Scalar[DType.float32], ...],
     suppressed: Pointer[Scalar[DType.int64], ...],
     ranges: Pointer[Scalar[DType.int64], ...],
     n_vocab: Int,
@@ -73,15 +72,14 @@ def search_block(
     """What the block of one row does, see `Search`."""
     var batch = Int(block_idx.x)
     var lane = Int(thread_idx.x)
-    var row = filtered.unsafe_offset(batch * n_vocab)
-    var given = logits.unsafe_offset(batch * n_vocab)
+    var row = logits.unsafe_offset(batch * n_vocab)
     var text = Int(ranges[unsafe_offset = 4 * batch])
     var text_end = Int(ranges[unsafe_offset = 4 * batch + 1])
     var stamps = Int(ranges[unsafe_offset = 4 * batch + 2])
     var stamps_end = Int(ranges[unsafe_offset = 4 * batch + 3])
     for i in range(lane, n_vocab, THREADS):
-        var is_allowed = text <= i < text_end or stamps <= i < stamps_end
-        row[unsafe_offset=i] = given[unsafe_offset=i] if is_allowed else LOWEST
+        if not (text <= i < text_end or stamps <= i < stamps_end):
+            row[unsafe_offset=i] = LOWEST
     barrier()
     if lane < WARP_SIZE:  # one warp alone: a token may be listed twice, and warps that write one place race
         for i in range(lane, n_suppressed, WARP_SIZE):
@@ -132,8 +130,7 @@ def search_block(
 def search_on_gpu(
     ids: Pointer[mut=True, Scalar[DType.int64], ...],
     logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
-    filtered: Pointer[mut=True, Scalar[DType.float32], ...],
-    logits: Pointer[Scalar[DType.float32], ...],
+    logits: Pointer[mut=True, Scalar[DType.float32], ...],
     suppressed: Pointer[Scalar[DType.int64], ...],
     ranges: Pointer[Scalar[DType.int64], ...],
     batch: Int,
@@ -148,6 +145,6 @@ def search_on_gpu(
     var k_ = Int32(k)
 
     def kernel() {var}:
-        search_block(ids, logprobs, filtered, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_))
+        search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_))
 
     ctx.enqueue_function(kernel, grid_dim=batch, block_dim=THREADS)

@@ -2,6 +2,7 @@
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
+from extensibility import _MutableInputTensor as MutableInputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, erf
@@ -184,11 +185,13 @@ struct LinearAdd:
 
 @extensibility.register("whisper_project")
 struct Project:
+    """Write ``x @ w.T`` to memory that is there, so that it can be filtered in place."""
+
     @staticmethod
     def execute[
         type: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        y: MutableInputTensor[dtype=DType.float32, rank=2, ...],
         x: InputTensor[dtype=DType.float32, rank=2, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         ctx: DeviceContext,

@@ -26,18 +26,6 @@ def fill(row: Pointer[mut=True, Scalar[DType.float32], ...], begin: Int, end: In
 
 
 @always_inline
-def copy(
-    target: Pointer[mut=True, Scalar[DType.float32], ...], source: Pointer[Scalar[DType.float32], ...], begin: Int, end: Int
-):
-    """Take over the logits from `begin` to `end`."""
-    var vector_end = begin + max(end - begin, 0) // WIDTH * WIDTH
-    for i in range(begin, vector_end, WIDTH):
-        target.unsafe_store(i, source.unsafe_load[width=WIDTH](i))
-    for i in range(vector_end, end):
-        target[unsafe_offset=i] = source[unsafe_offset=i]
-
-
-@always_inline
 def largest(row: Pointer[Scalar[DType.float32], ...], begin: Int, end: Int) -> Scalar[DType.float32]:
     """Return the largest logit from `begin` to `end`."""
     var vector_end = begin + max(end - begin, 0) // WIDTH * WIDTH
@@ -100,11 +88,11 @@ def rank(
 
 @extensibility.register("whisper_search")
 struct Search:
-    """Filter each row of logits, and find its best tokens with their log-probabilities.
+    """Filter each row of logits in place, and find its best tokens with their log-probabilities.
 
-    ids and logprobs (batch, k), the best first; filtered and logits (batch, n_vocab); suppressed (n), tokens that no row
-    may choose, negative where there is none; ranges (batch, 4): a row's tokens are those of [0] to [1], text, and of [2]
-    to [3], timestamps. Where the timestamps together are likelier than any token of text, they alone are left.
+    ids and logprobs (batch, k), the best first; logits (batch, n_vocab); suppressed (n), tokens that no row may choose,
+    negative where there is none; ranges (batch, 4): a row's tokens are those of [0] to [1], text, and of [2] to [3],
+    timestamps. Where the timestamps together are likelier than any token of text, they alone are left.
     """
 
     @staticmethod
@@ -113,8 +101,7 @@ struct Search:
     ](
         ids: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         logprobs: MutableInputTensor[dtype=DType.float32, rank=2, ...],
-        filtered: MutableInputTensor[dtype=DType.float32, rank=2, ...],
-        logits: InputTensor[dtype=DType.float32, rank=2, ...],
+        logits: MutableInputTensor[dtype=DType.float32, rank=2, ...],
         suppressed: InputTensor[dtype=DType.int64, rank=1, ...],
         ranges: InputTensor[dtype=DType.int64, rank=2, ...],
         ctx: DeviceContext,
@@ -124,7 +111,6 @@ struct Search:
         var n_suppressed = suppressed.dim_size(0)
         var all_ids = ids.unsafe_ptr()
         var all_logprobs = logprobs.unsafe_ptr()
-        var all_filtered = filtered.unsafe_ptr()
         var all_logits = logits.unsafe_ptr()
         var all_suppressed = suppressed.unsafe_ptr()
         var all_ranges = ranges.unsafe_ptr()
@@ -133,7 +119,6 @@ struct Search:
             search_on_gpu(
                 all_ids,
                 all_logprobs,
-                all_filtered,
                 all_logits,
                 all_suppressed,
                 all_ranges,
@@ -146,16 +131,13 @@ struct Search:
             return
 
         def work(batch: Int) raises {imm}:
-            var row = all_filtered.unsafe_offset(batch * n_vocab)
-            var given = all_logits.unsafe_offset(batch * n_vocab)
+            var row = all_logits.unsafe_offset(batch * n_vocab)
             var text = Int(all_ranges[unsafe_offset = 4 * batch])
             var text_end = Int(all_ranges[unsafe_offset = 4 * batch + 1])
             var stamps = Int(all_ranges[unsafe_offset = 4 * batch + 2])
             var stamps_end = Int(all_ranges[unsafe_offset = 4 * batch + 3])
             fill(row, 0, text)
-            copy(row, given, text, text_end)
             fill(row, text_end, stamps)
-            copy(row, given, stamps, stamps_end)
             fill(row, stamps_end, n_vocab)
             for i in range(n_suppressed):
                 var token = Int(all_suppressed[unsafe_offset=i])
