@@ -123,10 +123,6 @@ def test_a_missing_file_is_upstreams_error(name: str) -> None:
     assert_same_error(lambda: load(name), lambda: upstreams(name))
 
 
-def test_a_folder_is_upstreams_error(tmp_path: Path) -> None:
-    assert_same_error(lambda: load(str(tmp_path)), lambda: upstreams(str(tmp_path)))
-
-
 # What is damaged
 
 

@@ -1,11 +1,11 @@
-"""Checks a checkpoint in OpenAI's format before it is loaded: readable, free of code, and exactly Whisper's tensors."""
+"""Reads checkpoints strictly, OpenAI's format here: readable, free of code, and exactly Whisper's tensors."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,34 @@ import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
 
+from . import alignment_heads
 from .errors import CheckpointError
 
 
-def read(path: str | Path) -> tuple[ModelDimensions, dict[str, Tensor]]:
-    """Check the checkpoint at `path` strictly, and return its dimensions and tensors.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
 
-    Every supported version of upstream can then load it: recent ones pass ``weights_only=True`` themselves, older
-    ones rely on this check. The tensors are mapped, not read into memory.
+    Attributes
+    ----------
+    dims : ModelDimensions
+    state : dict[str, Tensor]
+        the tensors in the types they are stored in, by upstream's names
+    alignment_heads : str | None
+        what `Whisper.set_alignment_heads` takes; None where upstream's default holds
+    """
+
+    dims: ModelDimensions
+    state: dict[str, Tensor]
+    alignment_heads: str | None = None
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Check the checkpoint at `path` strictly, and return what it holds.
+
+    Every supported version of upstream can then load a file: recent ones pass ``weights_only=True`` themselves, older
+    ones rely on this check. The tensors are mapped, not read into memory. A folder is one of Hugging Face, see
+    `huggingface.read`.
 
     Raises
     ------
@@ -28,6 +48,10 @@ def read(path: str | Path) -> tuple[ModelDimensions, dict[str, Tensor]]:
         if the file is truncated or damaged, if its pickle carries code, if it is not a Whisper checkpoint, or if a
         tensor is missing, unused or of the wrong shape
     """
+    if Path(path).is_dir():
+        from . import huggingface
+
+        return huggingface.read(path)
     checkpoint = _load_mapped(Path(path))
     if not isinstance(checkpoint, dict) or not {"dims", "model_state_dict"} <= checkpoint.keys():
         raise CheckpointError(
@@ -41,7 +65,11 @@ def read(path: str | Path) -> tuple[ModelDimensions, dict[str, Tensor]]:
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path} has no tensor but a {type(tensor).__name__} as {name!r}")
     check_state(dims, state, source=str(path))
-    return dims, state
+    dump = checkpoint.get(alignment_heads.KEY)
+    if not isinstance(dump, str):  # somebody else's, as whatever lies beside the model
+        return Checkpoint(dims, state)
+    alignment_heads.check(dump, dims, source=str(path))
+    return Checkpoint(dims, state, dump)
 
 
 def _checked_dims(dims: Any, path: str | Path) -> ModelDimensions:
@@ -63,15 +91,37 @@ def _checked_dims(dims: Any, path: str | Path) -> ModelDimensions:
     return checked
 
 
-def check_state(dims: ModelDimensions, state: Mapping[str, Tensor], *, source: str) -> None:
+def check_state(
+    dims: ModelDimensions,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    described_by: str = "dimensions",
+    renamed: Callable[[str], str] = str,
+) -> None:
     """Check that `state` holds exactly the tensors of a Whisper model of `dims`.
+
+    Parameters
+    ----------
+    dims : ModelDimensions
+    state : Mapping[str, Tensor]
+    source : str
+        where the tensors come from, for the error
+    described_by : str
+        what of the source tells the dimensions, for the error
+    renamed : Callable[[str], str]
+        gives the name in `state` for one of upstream's
 
     Raises
     ------
     CheckpointError
         naming the tensors that are missing, unused or of the wrong shape
     """
-    expected = expected_shapes(dims)
+    mismatch = f"the tensors in {source} are not those of its {described_by}"
+    n_layer = dims.n_audio_layer + dims.n_text_layer
+    if n_layer > len(state):  # before as many names are made
+        raise CheckpointError(f"{mismatch}: {len(state)} tensors for {n_layer} layers")
+    expected = {renamed(name): shape for name, shape in expected_shapes(dims).items()}
     faults = [f"missing {name}" for name in expected.keys() - state.keys()]
     faults += [f"unused {name}" for name in state.keys() - expected.keys()]
     faults += [
@@ -81,7 +131,7 @@ def check_state(dims: ModelDimensions, state: Mapping[str, Tensor], *, source: s
     ]
     if faults:
         shown = ", ".join(sorted(faults)[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise CheckpointError(f"the tensors in {source} are not those of its dimensions: {shown}")
+        raise CheckpointError(f"{mismatch}: {shown}")
 
 
 def expected_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:

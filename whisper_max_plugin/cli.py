@@ -73,6 +73,8 @@ def _run(arguments: list[str]) -> int:
         return doctor(as_json=options.json)
     if options.command == "bench":
         return bench.run(options, arguments)
+    if options.command == "convert":
+        return convert(options.folder, options.path)
     return warmup(options.model, device=options.device)
 
 
@@ -93,16 +95,23 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="check this environment; names the command that mends a problem")
     command.add_argument("--json", action="store_true", help="print JSON")
     parity_help = (
-        "also compare what models compute on MAX with torch: a name, downloaded if it is not there yet, or a .pt file; "
-        "by default the smallest model that whisper has downloaded"
+        "also compare what models compute on MAX with torch: a name, downloaded if it is not there yet, a .pt file or "
+        "a folder of Hugging Face; by default the smallest model that whisper has downloaded"
     )
     command.add_argument("--parity", nargs="*", metavar="MODEL", help=parity_help)
     command.add_argument("--audio", metavar="FILE", help="the recording to compare on, by default synthetic sound")
     command.add_argument("--device", help="what MAX runs on in the comparison; by default the one load_model chooses")
 
     command = commands.add_parser("warmup", help="compile the graphs of models ahead of time")
-    command.add_argument("model", nargs="+", metavar="MODEL", help="a name (its weights are not needed), or a .pt file")
+    warmup_help = "a name (its weights are not needed), a .pt file or a folder of Hugging Face"
+    command.add_argument("model", nargs="+", metavar="MODEL", help=warmup_help)
     command.add_argument("--device", help="device to compile for; by default the one load_model chooses")
+
+    command = commands.add_parser(
+        "convert", help="write a checkpoint of Hugging Face as the .pt file that whisper loads"
+    )
+    command.add_argument("folder", metavar="SRC", help="the folder of config.json and the weights in safetensors")
+    command.add_argument("path", metavar="DST.pt", help="the file to write, which must not be there yet")
 
     bench.add_parser(commands)
     return parser
@@ -280,6 +289,21 @@ def warmup(names: Sequence[str], *, device: str | None) -> int:
             continue
         _print_warmup(result)
     return code
+
+
+def convert(folder: str, path: str) -> int:
+    """Write the checkpoint of Hugging Face in `folder` to `path`, and print what was written."""
+    from whisper_max_plugin.convert import convert as write_converted
+
+    checkpoint = write_converted(folder, path)
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})
+    print(f"{path}: {_size(vars(checkpoint.dims))}, {' and '.join(types)}, {os.path.getsize(path) / 1e6:.1f} MB")
+    if checkpoint.alignment_heads is not None:
+        print(
+            "The alignment heads of word timestamps are in it; the backend max applies them, and for torch there is\n"
+            f'model.set_alignment_heads(torch.load({path!r})["alignment_heads"])'
+        )
+    return EXIT_OK
 
 
 def _print_warmup(result: WarmupResult) -> None:

@@ -43,12 +43,44 @@ def load(
         upstream's errors: no such model, failed download
     """
     graphs_device = devices.find(device)
-    if name not in OFFICIAL_DIMS and os.path.isfile(name):  # upstream verifies downloads by their SHA-256
-        checkpoint.read(name)
-    model = upstream_load_model(name, device="cpu", download_root=download_root, in_memory=in_memory)
+    model = load_unaccelerated(
+        name, download_root=download_root, in_memory=in_memory, upstream_load_model=upstream_load_model
+    )
     if graphs_device.shares_memory:
         return accelerate(model)
     return accelerate_checked(model, graphs_device)
+
+
+def load_unaccelerated(
+    name: str,
+    *,
+    download_root: str | None = None,
+    in_memory: bool = False,
+    upstream_load_model: Callable[..., Whisper],
+) -> Whisper:
+    """Load upstream's model onto the CPU, a path only after strict checks; it may be a folder of Hugging Face.
+
+    Raises
+    ------
+    CheckpointError
+        if the checkpoint is damaged, carries code, or its tensors are not those of its dimensions
+    RuntimeError
+        upstream's errors: no such model, failed download
+    """
+    # upstream verifies downloads by their SHA-256
+    found = checkpoint.read(name) if name not in OFFICIAL_DIMS and _is_path(name) else None
+    if found is not None and os.path.isdir(name):
+        model = Whisper(found.dims)
+        model.load_state_dict(found.state)
+    else:
+        model = upstream_load_model(name, device="cpu", download_root=download_root, in_memory=in_memory)
+    if found is not None and found.alignment_heads is not None:
+        model.set_alignment_heads(found.alignment_heads)
+    return model
+
+
+def _is_path(name: str) -> bool:
+    return os.path.isfile(name) or os.path.isdir(name)
 
 
 def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
@@ -99,18 +131,18 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
     Raises
     ------
     UnknownModelError
-        if `name` is neither an official model nor a file
+        if `name` is neither an official model nor a path
     DeviceError
         if `device` is not one that graphs run on
     CheckpointError
-        if the file is not a usable checkpoint
+        if what lies at the path is not a usable checkpoint
     """
     graphs_device = devices.find(device)
     if name in OFFICIAL_DIMS:
         dims, stored = OFFICIAL_DIMS[name], torch.float16  # as OpenAI publishes them
-    elif os.path.isfile(name):
-        dims, state = checkpoint.read(name)
-        stored = stored_dtype(state)
+    elif _is_path(name):
+        found = checkpoint.read(name)
+        dims, stored = found.dims, stored_dtype(found.state)
     else:
         raise UnknownModelError(
             f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"

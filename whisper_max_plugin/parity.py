@@ -20,7 +20,7 @@ import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
-from . import audio, checkpoint, devices, environment
+from . import audio, devices, environment, loading
 from . import parity_checks as checks
 from .errors import CheckpointError, UnknownModelError, WhisperMaxError
 from .model import MaxWhisper, accelerate
@@ -117,11 +117,11 @@ def choose_models(names: Sequence[str]) -> list[str]:
     Raises
     ------
     UnknownModelError
-        if a name is neither an official model nor a file, or if there is no name and nothing downloaded
+        if a name is neither an official model nor a path, or if there is no name and nothing downloaded
     """
     official = whisper.available_models()
     for name in names:
-        if name not in official and not os.path.isfile(name):
+        if name not in official and not os.path.exists(name):
             raise UnknownModelError(
                 f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(official)}"
             )
@@ -227,10 +227,7 @@ def compare(model: MaxWhisper, window: checks.Window, upstreams: checks.Results)
 def _load(name: str) -> Whisper:
     """Load upstream's model, whatever is installed at the moment."""
     load_model = inspect.unwrap(whisper.load_model)  # WHISPER_BACKEND may have put ours in front
-    if name not in whisper.available_models():  # upstream verifies downloads by their SHA-256
-        checkpoint.read(name)
-    model: Whisper = load_model(name, device="cpu").eval()
-    return model
+    return loading.load_unaccelerated(name, upstream_load_model=load_model).eval()
 
 
 def _compare(check: Check, model: MaxWhisper, window: checks.Window, upstreams: checks.Results) -> Row:

@@ -215,8 +215,7 @@ def _model(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, in
         raise UnknownModelError(
             f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
         )
-    dims, _ = checkpoint.read(name)
-    return str(Path(name).absolute()), vars(dims)
+    return str(Path(name).absolute()), vars(checkpoint.read(name).dims)
 
 
 def _recording(audio: str | None, folder: Path) -> tuple[Path | None, float]:
