@@ -110,23 +110,28 @@ class Mirror:
     def __init__(self, array: npt.NDArray[Any], device: Device) -> None:
         self.array = array
         self.buffer = device.put(torch.from_numpy(array))
-        self._source = Buffer.from_dlpack(array)  # the array's memory
-        self._device = device
+        self.device = device
 
     def push(self) -> Buffer:
-        """Bring the array to the device, and return it there.
-
-        The array may be read until the device's next result is: who writes to it before then has to `pull` first.
-        """
-        if not self._device.shares_memory:
-            self.buffer.inplace_copy_from(self._source)
+        """Bring the array to the device, and return it there."""
+        push_all([self])
         return self.buffer
 
     def pull(self) -> npt.NDArray[Any]:
         """Bring the buffer to the host, and return it there."""
-        if not self._device.shares_memory:
+        if not self.device.shares_memory:
             np.copyto(self.array, self.buffer.to_numpy())
         return self.array
+
+
+def push_all(mirrors: Sequence[Mirror]) -> None:
+    """Bring the arrays of `mirrors`, which are of one device, there, and wait for it once."""
+    device = mirrors[0].device
+    if device.shares_memory:
+        return
+    for mirror in mirrors:
+        mirror.buffer.inplace_copy_from(Buffer.from_dlpack(mirror.array))
+    device.driver.synchronize()  # MAX copies later, and does not keep what it copies from
 
 
 def find(name: str | torch.device | None) -> Device:

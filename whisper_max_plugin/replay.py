@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from max.driver import Buffer
 
-from .devices import Mirror
+from .devices import Mirror, push_all
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -66,5 +66,4 @@ class Replay:
             return
         self._key = key
         weakref.finalize(self, self._model.release_captured_graph, key)  # before the buffers are let go
-        for mirror in self._changing:
-            mirror.push()
+        push_all(self._changing)

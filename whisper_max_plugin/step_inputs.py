@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from max.driver import Buffer
 
-from .devices import Device, Mirror
+from .devices import Device, Mirror, push_all
 from .replay import Replay
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ class StepInputs:
         """Say what the next step continues; without it, a step continues what the one before has chosen."""
         self._tokens.array[:] = np.reshape(tokens, self._tokens.array.shape)
         self._position.array[0] = position
-        for mirror in self.changing:
-            mirror.push()
+        push_all(self.changing)
 
     @property
     def changing(self) -> tuple[Mirror, ...]:
