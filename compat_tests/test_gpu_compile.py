@@ -1,7 +1,8 @@
-"""The graphs compile for NVIDIA GPUs that are not there, by MAX's virtual devices, to the kernels that they should."""
+"""The graphs compile for NVIDIA GPUs that are not there, to the kernels that they should, and are found again."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,26 +11,14 @@ from pathlib import Path
 
 import pytest
 
-# In a process of its own: virtual devices are set for a whole process, and it may abort at exit.
-COMPILE = """
-import os, sys
-from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
-set_virtual_device_api("cuda")
-set_virtual_device_target_arch(sys.argv[1])
-set_virtual_device_count(1)
+from whisper_max_plugin import artifacts, cli, devices, loading, targets
+from whisper_max_plugin.artifacts import ArtifactKey
+from whisper_max_plugin.devices import Device
+from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.sizes import OFFICIAL_DIMS
 
-from max.dtype import DType
-from max.engine import InferenceSession
-from max.graph import DeviceRef
-from whisper.model import ModelDimensions
-from whisper_max_plugin.graphs import KERNELS, build_module
-
-dims = ModelDimensions(80, 1500, 128, 2, 2, 51865, 448, 128, 2, 2)
-module = build_module(dims, DType.float32, DeviceRef.GPU(0), DType.float16)
-compiled = InferenceSession(devices=[Accelerator(0)]).compile(module, custom_extensions=[KERNELS])
-compiled.export_mef(sys.argv[2])
-os._exit(0)
-"""
+from .data import NANO
+from .errors import assert_one_sentence, error_of
 
 CI_COMPILES = "sm_90a"
 OTHERS = ["sm_80", "sm_86", "sm_89", "sm_100a"]
@@ -38,13 +27,15 @@ OTHERS = ["sm_80", "sm_86", "sm_89", "sm_100a"]
 @pytest.mark.parametrize(
     "architecture", [CI_COMPILES, *(pytest.param(other, marks=pytest.mark.large) for other in OTHERS)]
 )
-def test_all_graphs_compile_for_a_gpu(architecture: str, tmp_path: Path) -> None:
-    artifact = tmp_path / "graphs.mef"
+def test_all_graphs_compile_for_a_gpu_of_another_machine(architecture: str, tmp_path: Path) -> None:
     # empty caches: MAX leaves kernels of other graphs in an artifact where it finds them
     caches = {"MODULAR_CACHE_DIR": str(tmp_path), "MODULAR_MAX_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE, architecture, str(artifact)]
-    subprocess.run(command, env={**os.environ, **caches}, check=True)
+    warmup = [sys.executable, "-m", "whisper_max_plugin.cli", "warmup", str(NANO), "--target", architecture]
+    environment = {**os.environ, **caches}
+    first = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert first.stdout.startswith(f"{NANO}: compiled in ")
 
+    (artifact,) = tmp_path.glob("whisper_max_plugin/*.mef")
     content = artifact.read_bytes()
     assert f"-arch {architecture}".encode() in content  # what the GPU code was assembled for
     names = {name.decode() for name in re.findall(rb"\.text\.(\w+)", content)}
@@ -54,3 +45,85 @@ def test_all_graphs_compile_for_a_gpu(architecture: str, tmp_path: Path) -> None
     theirs = [name for name in names - ours if re.search("gemm|gemv|matmul|conv|mha|attention", name)]
     assert theirs == []
     assert b"cublas" not in content
+
+    manifest = json.loads(artifact.with_suffix(".json").read_text())
+    assert manifest["device"] == f"{architecture.rstrip('a')}-0"
+    assert manifest["cpu"] == targets.host_code()  # and nothing of this machine's processor
+
+    # another process that has, or pretends to have, such a GPU takes this very file
+    second = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert second.stdout.startswith(f"{NANO}: found in the cache in ")
+    assert list(tmp_path.glob("whisper_max_plugin/*.mef")) == [artifact]
+    assert artifact.read_bytes() == content
+
+
+# Where the artifact is looked for
+
+
+class FakeGPU:
+    def __init__(self, architecture_name: str) -> None:
+        self.architecture_name = architecture_name
+
+
+@pytest.mark.parametrize("reported", ["sm_90", "sm_90a"])
+def test_the_letter_of_an_architecture_does_not_matter(reported: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_open", lambda _: FakeGPU(reported))
+    assert Device("cuda:0", shares_memory=False).kind == "sm_90-0"
+
+
+def test_the_processor_matters_for_graphs_of_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> list[str]:
+        return [ArtifactKey.of(OFFICIAL_DIMS["tiny"], "float32", kind).filename for kind in ("cpu", "sm_90-0")]
+
+    here = names()
+    monkeypatch.setattr(artifacts, "_cpu_digest", lambda: "another")
+    elsewhere = names()
+    assert here[0] != elsewhere[0]
+    assert here[1] == elsewhere[1]
+
+
+def test_host_code_is_for_any_processor_of_the_last_decade(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(Path, "read_text", lambda _: "flags : fpu avx2 sse")
+    assert targets.host_code() == "x86-64-v3"
+    monkeypatch.setattr(Path, "read_text", lambda _: "flags : fpu sse")
+    assert targets.host_code() == "generic"
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert targets.host_code() == "generic"
+
+
+def test_host_code_is_for_this_machine_again_afterwards() -> None:
+    from max.driver import get_virtual_cpu_target
+
+    with targets.portable_host_code():
+        assert get_virtual_cpu_target() == targets.host_code()
+    assert get_virtual_cpu_target() == ""
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("target", ["h100", "90a", "sm_9", "gfx942", "sm_90a,sm_80", ""])
+def test_a_target_that_is_no_architecture(target: str) -> None:
+    error = error_of(lambda: targets.warmup(str(NANO), target))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, repr(target), "sm_90a (H100, H200)")
+
+
+def test_what_is_wrong_in_the_process_that_compiles_is_told_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["warmup", "nosuch.pt", "--target", "sm_90a"]) == 2
+    assert capsys.readouterr().err.startswith("whisper-max: error: no model 'nosuch.pt': give the path")
+
+
+def test_without_a_gpu_the_option_for_another_machines_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "accelerator_count", lambda: 0)
+    error = error_of(lambda: loading.warmup("tiny", "cuda"))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "MAX sees no GPU here", "whisper-max warmup --target")
+
+
+def test_a_device_and_another_machines_gpu_are_not_for_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main(["warmup", "tiny", "--device", "cuda", "--target", "sm_90a"])
+    assert exit_status.value.code == 2
+    assert "leave out --device" in capsys.readouterr().err

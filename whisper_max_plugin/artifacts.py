@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import targets
 from .report import REPORT
 
 if TYPE_CHECKING:
@@ -33,7 +34,19 @@ TYPICAL_COMPILE_SECONDS = 90  # nano 80, turbo 105 on two cores: kinds of kernel
 
 @dataclass(frozen=True)
 class ArtifactKey:
-    """What a compiled artifact depends on; weights are not part of it."""
+    """What a compiled artifact depends on; weights are not part of it.
+
+    Attributes
+    ----------
+    dims : tuple[int, ...]
+    precision, device : str
+        `engine.artifact_precision`, and `devices.Device.kind`
+    max_version : str
+    graphs : str
+        digest of the sources that the graphs are built from
+    cpu : str
+        digest of this machine's processor or, for GPUs, what `targets.host_code` names
+    """
 
     dims: tuple[int, ...]
     precision: str
@@ -46,7 +59,8 @@ class ArtifactKey:
     def of(cls, dims: ModelDimensions, precision: str, device: str) -> ArtifactKey:
         """Return the key of `dims` on this machine, with the installed MAX and this package's graphs."""
         sizes = tuple(vars(dims).values())
-        return cls(sizes, precision, device, metadata.version("max"), _graphs_digest(), _cpu_digest())
+        cpu = _cpu_digest() if device == "cpu" else targets.host_code()
+        return cls(sizes, precision, device, metadata.version("max"), _graphs_digest(), cpu)
 
     @property
     def filename(self) -> str:
@@ -90,7 +104,8 @@ def obtain(
             return compiled
         with compile_progress(_expected_seconds(path.parent)):
             started = time.monotonic()
-            compiled = session.compile(build(), custom_extensions=[KERNELS])
+            with contextlib.nullcontext() if device == "cpu" else targets.portable_host_code():
+                compiled = session.compile(build(), custom_extensions=[KERNELS])
             seconds = time.monotonic() - started
         REPORT.compiled(seconds)
         logger.info("compiled %s in %.1f s", path.name, seconds)

@@ -75,7 +75,9 @@ def _run(arguments: list[str]) -> int:
         return bench.run(options, arguments)
     if options.command == "convert":
         return convert(options.folder, options.path)
-    return warmup(options.model, device=options.device)
+    if options.device is not None and options.target is not None:
+        parser.error("--target names a GPU of another machine: leave out --device")
+    return warmup(options.model, device=options.device, target=options.target)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     warmup_help = "a name (its weights are not needed), a .pt file or a folder of Hugging Face"
     command.add_argument("model", nargs="+", metavar="MODEL", help=warmup_help)
     command.add_argument("--device", help="device to compile for; by default the one load_model chooses")
+    target = "compile for a GPU of another machine instead, by its architecture: sm_90a is an H100 or H200"
+    command.add_argument("--target", metavar="SM", help=target)
 
     command = commands.add_parser(
         "convert", help="write a checkpoint of Hugging Face as the .pt file that whisper loads"
@@ -272,17 +276,17 @@ def _print_rows(rows: Sequence[Row]) -> None:
             print(textwrap.indent(row.note, 6 * " "))
 
 
-def warmup(names: Sequence[str], *, device: str | None) -> int:
+def warmup(names: Sequence[str], *, device: str | None, target: str | None = None) -> int:
     """Compile the graphs of each model, or find them in the cache; one bad name does not stop the others."""
     from whisper_max_plugin.backends import get_usable
 
     get_usable("max")  # before the model's modules are imported, since these need what it looks for
-    from whisper_max_plugin import loading
+    from whisper_max_plugin import loading, targets
 
     code = EXIT_OK
     for name in names:
         try:
-            result = loading.warmup(name, device=device)
+            result = loading.warmup(name, device=device) if target is None else targets.warmup(name, target)
         except WhisperMaxError as error:
             _print_error(error)
             code = EXIT_ERROR

@@ -66,8 +66,11 @@ class Device:
 
     @property
     def kind(self) -> str:
-        """What compiled graphs depend on: "cpu", or a GPU's architecture and number, "sm_90a-0"."""
-        return "cpu" if self.index is None else f"{self.driver.architecture_name}-{self.index}"
+        """What compiled graphs depend on: "cpu", or a GPU's architecture and number, "sm_90-0".
+
+        Without the letter behind "sm_90a", which names the instructions that are compiled to and not other GPUs.
+        """
+        return "cpu" if self.index is None else f"{self.driver.architecture_name.rstrip('af')}-{self.index}"
 
     def put(self, tensor: Tensor) -> Buffer:
         """Return a host tensor on the device; where memory is shared, the same memory."""

@@ -137,7 +137,12 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
     CheckpointError
         if what lies at the path is not a usable checkpoint
     """
-    graphs_device = devices.find(device)
+    try:
+        graphs_device = devices.find(device)
+    except DeviceError as error:
+        if torch.device(device or "cpu").type != "cuda":
+            raise
+        raise DeviceError(f"{error}, or compile for a GPU of another machine by whisper-max warmup --target") from error
     if name in OFFICIAL_DIMS:
         dims, stored = OFFICIAL_DIMS[name], torch.float16  # as OpenAI publishes them
     elif _is_path(name):

@@ -1,0 +1,112 @@
+"""Compiles for GPUs that are not in this machine, by MAX's virtual devices, and host code that any machine runs."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import re
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import DeviceError, WhisperMaxError
+
+if TYPE_CHECKING:
+    from .loading import WarmupResult
+
+EXAMPLES = "sm_80 (A100), sm_86 (A10), sm_89 (L4, L40S), sm_90a (H100, H200), sm_100a (B200)"
+
+
+def host_code() -> str:
+    """Return which processor the host's part of graphs for GPUs is compiled for.
+
+    It is small and copies a few numbers, so it need not be this machine's: what one machine compiles, others run.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "generic"
+    with contextlib.suppress(OSError):
+        if "avx2" not in Path("/proc/cpuinfo").read_text().split():
+            return "generic"
+    return "x86-64-v3"
+
+
+@contextlib.contextmanager
+def portable_host_code() -> Iterator[None]:
+    """Compile host code for `host_code` inside, and for this machine again afterwards."""
+    from max.driver import get_virtual_cpu_target, set_virtual_cpu_target
+
+    before = get_virtual_cpu_target()
+    set_virtual_cpu_target(host_code())
+    try:
+        yield
+    finally:
+        set_virtual_cpu_target(before)
+
+
+def warmup(name: str, target: str) -> WarmupResult:
+    """Compile the graphs that a model needs on a GPU of the architecture `target`, which need not be in this machine.
+
+    A machine that has one finds them in the cache, wherever its folder was copied from, if it has the same version of
+    this package and of MAX.
+
+    Parameters
+    ----------
+    name : str
+        as `loading.warmup` takes it
+    target : str
+        "sm_90a", say
+
+    Raises
+    ------
+    DeviceError
+        if `target` is not the name of an architecture, or MAX cannot compile for it
+    WhisperMaxError
+        see `loading.warmup`
+    """
+    if not re.fullmatch(r"sm_\d{2,3}[af]?", target):
+        raise DeviceError(f"no architecture {target!r}: give the one of an NVIDIA GPU, such as {EXAMPLES}")
+    # In a process of its own: virtual devices are for a whole process, and it may abort at exit.
+    context = multiprocessing.get_context("spawn")
+    connection, childs = context.Pipe(duplex=False)
+    process = context.Process(target=_warmup_and_exit, args=(childs, name, target), daemon=True)
+    process.start()
+    childs.close()
+    try:
+        answer: WarmupResult | WhisperMaxError = connection.recv()
+    except EOFError as error:
+        process.join()
+        raise DeviceError(
+            f"the process that compiled for {target} ended with exit status {process.exitcode}: run the command again, "
+            "with more free memory or disk space, or without others beside it"
+        ) from error
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, WhisperMaxError):
+        raise answer
+    return answer
+
+
+def _warmup_and_exit(connection: Connection, name: str, target: str) -> None:
+    from max.driver import set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
+
+    # before anything else asks MAX for its devices
+    set_virtual_device_api("cuda")
+    set_virtual_device_target_arch(target)
+    set_virtual_device_count(1)
+    from . import loading
+
+    answer: WarmupResult | WhisperMaxError
+    try:
+        answer = loading.warmup(name, "cuda")
+    except WhisperMaxError as error:
+        answer = error
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        answer = DeviceError(f"MAX cannot compile for {target} ({reason}): give another, such as {EXAMPLES}")
+    connection.send(answer)
+    connection.close()
+    os._exit(0)
