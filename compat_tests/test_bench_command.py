@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     reference, results = folder / "reference.txt", folder / "results.json"
     reference.write_text(reference_text(SAMPLE))
     arguments = ["bench", NANO, "--audio", SAMPLE, "--reference", reference, "--peers", "none", "--json", results]
-    arguments = [str(one) for one in [*arguments, "--rounds", 1, "--tokens", 3, "--threads", 1]]
+    arguments = [str(one) for one in [*arguments, "--rounds", 1, "--tokens", 20, "--threads", 1]]
     done = subprocess.run(
         [sys.executable, "-m", "whisper_max_plugin.cli", *arguments], capture_output=True, text=True, timeout=600
     )
@@ -54,6 +54,7 @@ def test_this_plugin_decodes_upstreams_tokens(run):
 def test_the_results_tell_how_they_were_made(run):
     output, results = run
     assert output.startswith(f"$ {results['command']}\n")
+    assert results["device"] == "cpu"
     assert results["machine"]["torch"] in output
     assert results["limits"]["read_bytes_per_second"] > 0
     upstream, accelerated = results["subjects"]
@@ -64,7 +65,7 @@ def test_the_results_tell_how_they_were_made(run):
 
 def test_a_peer_that_is_not_installed_is_left_out_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(subjects, "is_installed", lambda kind: kind.name == "whisper.cpp")
-    kinds, missing = command._kinds(None)
+    kinds, missing = subjects.choose([kind.name for kind in subjects.PEERS], "cpu")
     assert [kind.name for kind in kinds] == ["upstream", "max", "whisper.cpp"]
     (line,) = missing
     assert line.startswith("faster-whisper is not installed and was left out: ")

@@ -13,6 +13,7 @@ from whisper_max_plugin.bench.results import Report, StageResult, SubjectResult,
 
 REPORT = Report(
     command="whisper-max bench nano.pt --audio a.wav",
+    device="cpu",
     machine={"cpu": "a processor", "processors": 2, "torch": "2.13.0", "max": "26.7.0"},
     limits=Limits(40e9, 30e9, 200e9),
     model="nano.pt",

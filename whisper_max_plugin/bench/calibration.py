@@ -18,7 +18,7 @@ def thread_choices(plan: Plan, kind: Kind, progress: Progress) -> dict[int | Non
     """Return numbers of threads, and what each is the best for; None stands for the subject's own default."""
     if plan.threads is not None:
         return {plan.threads: plan.work(kind)}
-    if not kind.thread_choice:
+    if plan.on_gpu or not kind.thread_choice:
         return {None: plan.work(kind)}
     if n_processors() == 1:
         return {1: plan.work(kind)}

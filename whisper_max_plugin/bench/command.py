@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whisper_max_plugin import environment
-
 from . import stages, subjects
 from .errors import BenchError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from .protocol import Kind, Setup, Transcription
+    from .protocol import Setup, Transcription
     from .results import Report
 
 ROUNDS = 5
@@ -48,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     tokens = f"steps per measurement and, with --random, tokens per window ({TOKENS})"
     add("--tokens", type=_positive, metavar="N", default=TOKENS, help=tokens)
     add("--rounds", type=_positive, metavar="N", default=ROUNDS, help=f"of which medians are taken ({ROUNDS})")
+    add("--device", metavar="DEVICE", help="cpu, by default, or cuda or cuda:1", default="cpu")
     add("--threads", type=_positive, metavar="N", help="for all; by default each one's best of one and all")
     add("--peers", metavar="A,B", help=f"of {peers}, or none; by default all that are installed")
     add("--stages", metavar="A,B", help=f"of {names}, or none; by default all")
@@ -78,11 +77,12 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         if something cannot be measured or written
     """
     command = shlex.join(["whisper-max", *arguments])
-    kinds, missing = _kinds(options.peers)
+    peers = _chosen(options.peers, [kind.name for kind in subjects.PEERS], "peer")
     chosen_stages = _chosen(options.stages, list(stages.TITLES), "stage")
     _check(options, chosen_stages)
+    device = _device(options.device)
     with tempfile.TemporaryDirectory(prefix="whisper-max-bench-") as folder:
-        report = _report(options, command, kinds, missing, chosen_stages, Path(folder))
+        report = _report(options, command, device, peers, chosen_stages, Path(folder))
     from .table import lines
 
     print("\n".join(lines(report)), flush=True)
@@ -93,16 +93,6 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
         draw(report, Path(options.plot))
     return 0
-
-
-def _kinds(peers: str | None) -> tuple[list[Kind], list[str]]:
-    """Return the subjects, and one line for each peer that is asked for and not installed."""
-    by_name = {kind.name: kind for kind in subjects.PEERS}
-    wanted = [by_name[name] for name in _chosen(peers, list(by_name), "peer")]
-    missing = sorted({kind.requirement for kind in wanted if not subjects.is_installed(kind)})
-    present = [kind for kind in wanted if subjects.is_installed(kind)]
-    notes = [f"{name} is not installed and was left out: {environment.install(name)}" for name in missing]
-    return [subjects.UPSTREAM, subjects.MAX, *present], notes
 
 
 def _chosen(text: str | None, known: Sequence[str], what: str) -> list[str]:
@@ -146,23 +136,36 @@ def _check(options: argparse.Namespace, chosen_stages: Sequence[str]) -> None:
     get_usable("max")
 
 
+def _device(name: str) -> str:
+    """Return the device that `name` means, as torch names it."""
+    from whisper_max_plugin import devices
+
+    try:
+        return devices.find(name).name
+    except RuntimeError as error:  # torch's, of several sentences
+        raise BenchError(f"no device {name!r}: give cpu, cuda, or a GPU by its number as in cuda:1") from error
+
+
 def _report(
     options: argparse.Namespace,
     command: str,
-    kinds: Sequence[Kind],
-    missing: list[str],
+    device: str,
+    peers: Sequence[str],
     chosen_stages: Sequence[str],
     folder: Path,
 ) -> Report:
     from . import machine, runner, summary
     from .plan import Plan
     from .results import Report
+    from .worker import in_child
 
+    kinds, missing = subjects.choose(peers, device)
+    gpu = {} if device == "cpu" else in_child(machine.gpu_facts, device)
     checkpoint, dims = _model(options, folder)
     samples, audio_seconds = _recording(options.audio, folder)
     plan = Plan(
         kinds=kinds,
-        setup=_setup(checkpoint, dims, samples, folder),
+        setup=_setup(checkpoint, dims, samples, folder, device),
         folder=folder,
         stages=chosen_stages,
         transcription=None if samples is None else _transcription(options),
@@ -177,7 +180,8 @@ def _report(
         limits, measured = runner.run(plan, progress)
     return Report(
         command=command,
-        machine=machine.facts(),
+        device=device,
+        machine={**machine.facts(), **gpu},
         limits=limits,
         model=options.model or f"random weights of {options.random}",
         dims=dims,
@@ -237,7 +241,7 @@ def _recording(audio: str | None, folder: Path) -> tuple[Path | None, float]:
     return path, len(samples) / 16_000
 
 
-def _setup(checkpoint: str, dims: dict[str, int], samples: Path | None, folder: Path) -> Setup:
+def _setup(checkpoint: str, dims: dict[str, int], samples: Path | None, folder: Path, device: str = "cpu") -> Setup:
     from .protocol import Setup
     from .subjects.vocabulary import tokenizer_of
 
@@ -251,6 +255,7 @@ def _setup(checkpoint: str, dims: dict[str, int], samples: Path | None, folder: 
         start_of_previous=tokenizer.sot_prev,
         end_of_text=tokenizer.eot,
         first_timestamp=tokenizer.timestamp_begin,
+        device=device,
     )
 
 

@@ -31,11 +31,14 @@ class Storage:
         of a matrix, in decoding steps
     kv : float
         of a key or a value
+    half_products : bool
+        whether matrices are multiplied as float16, for which GPUs have faster units
     """
 
     weights: float = FLOAT32
     step_weights: float = FLOAT32
     kv: float = FLOAT32
+    half_products: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class Cost:
     n_bytes: float
     flops: float
 
-    def seconds(self, bytes_per_second: float, flops_per_second: float) -> float:
-        """Return the time below which no machine of these limits can be."""
-        return max(self.n_bytes / bytes_per_second, self.flops / flops_per_second)
+    def seconds(self, bytes_per_second: float, flops_per_second: float | None) -> float:
+        """Return the time below which no machine of these limits can be; None is for a speed that nobody measured."""
+        moving = self.n_bytes / bytes_per_second
+        return moving if flops_per_second is None else max(moving, self.flops / flops_per_second)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.n_bytes + other.n_bytes, self.flops + other.flops)

@@ -57,6 +57,11 @@ class Plan:
         """Return what `kind` is measured by, if it can tell all stages apart."""
         return [*([TRANSCRIBE] if self.transcribes(kind) else []), *self.stages]
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether models run on a GPU."""
+        return self.setup.device != "cpu"
+
     def setup_of(self, kind: Kind, threads: int | None) -> Setup:
         """Return what a process of `kind` is told."""
         folder = self.folder / kind.requirement

@@ -1,7 +1,6 @@
 """What the runner and a subject's process say to each other: plain data, and the interface of a subject.
 
-A subject on another device is one more class in `subjects`, which reads `Setup.device` and returns from its methods
-only when the device has finished; the runner, the tables and this interface stay as they are.
+Subjects run on `Setup.device`, and read the clock only when it has finished: what is timed is how long a caller waits.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ class Setup:
     threads : int | None
         None for the subject's own default
     device : str
+        as torch names it: "cpu", "cuda:0"
     """
 
     checkpoint: str

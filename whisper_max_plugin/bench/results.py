@@ -59,8 +59,8 @@ class StageResult:
 
     Attributes
     ----------
-    ratio : float
-        how many times faster than upstream
+    ratio : float | None
+        how many times faster than upstream; None without it
     n_bytes, flops : float
         what must be moved and computed at least
     limit_part : float
@@ -72,7 +72,7 @@ class StageResult:
     subject: str
     threads: int | None
     times: Times
-    ratio: float
+    ratio: float | None
     n_bytes: float
     flops: float
     limit_part: float
@@ -84,13 +84,13 @@ class TranscriptionResult:
 
     Attributes
     ----------
-    ratio : float
-        how many times faster than upstream
+    ratio : float | None
+        how many times faster than upstream; None without it
     speed : float
         seconds of audio per second
     tokens : int
-    common_tokens : float
-        the part of them that is upstream's; 1.0 if they are the same
+    common_tokens : float | None
+        the part of them that is upstream's; 1.0 if they are the same, None without it
     word_error_rate : float | None
         None without a reference
     text : str
@@ -99,19 +99,20 @@ class TranscriptionResult:
     subject: str
     threads: int | None
     times: Times
-    ratio: float
+    ratio: float | None
     speed: float
     tokens: int
-    common_tokens: float
+    common_tokens: float | None
     word_error_rate: float | None
     text: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything."""
+    """Everything; `device` is what torch calls it, and `missing` says who was left out, and why."""
 
     command: str
+    device: str
     machine: dict[str, Any]
     limits: Limits
     model: str

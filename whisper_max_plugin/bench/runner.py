@@ -59,7 +59,7 @@ def run(plan: Plan, progress: Progress) -> tuple[Limits, list[Measured]]:
         if a subject fails
     """
     progress.doing("measuring this machine")
-    limits: Limits = in_child(measure_limits)
+    limits: Limits = in_child(measure_limits, plan.setup.device)
     compile_seconds: dict[str, float | None] = {}
     for kind in {kind.requirement: kind for kind in plan.kinds}.values():  # what one package reads is written once
         progress.doing(f"preparing {kind.title}")
@@ -79,7 +79,7 @@ def run(plan: Plan, progress: Progress) -> tuple[Limits, list[Measured]]:
         _transcribe(plan, running, progress)
         _run_stages(plan, running, progress)
     progress.doing("measuring this machine")
-    return limits.better_of(in_child(measure_limits)), [process.measured for process in running]
+    return limits.better_of(in_child(measure_limits, plan.setup.device)), [process.measured for process in running]
 
 
 def _transcribe(plan: Plan, running: Sequence[_Running], progress: Progress) -> None:

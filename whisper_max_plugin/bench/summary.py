@@ -41,13 +41,15 @@ def subject_results(measured: Sequence[Measured]) -> list[SubjectResult]:
 def transcription_results(plan: Plan, measured: Sequence[Measured]) -> list[TranscriptionResult]:
     """Return one result for each subject that transcribed, upstream's first."""
     transcribed = [process for process in measured if process.decoded]
+    upstream = next((process for process in transcribed if process.kind.name == UPSTREAM.name), None)
     results = []
     for process in transcribed:
-        upstreams, mine = transcribed[0].decoded, process.decoded
+        mine = process.decoded
         times = Times.of([decoded.seconds for decoded in mine])
-        tokens, expected = mine[-1].tokens, upstreams[-1].tokens
-        if all(token < plan.setup.first_timestamp for token in tokens):  # whisper.cpp returns those of the text alone
-            expected = [token for token in expected if token < plan.setup.first_timestamp]
+        ratio = common_tokens = None
+        if upstream is not None:
+            ratio = Times.of([decoded.seconds for decoded in upstream.decoded]).median / times.median
+            common_tokens = _common_tokens(plan, mine[-1].tokens, upstream.decoded[-1].tokens)
         error_rate = None
         if plan.reference is not None and plan.transcription is not None:
             error_rate = accuracy.word_error_rate(mine[-1].text, plan.reference, plan.transcription.language)
@@ -55,10 +57,10 @@ def transcription_results(plan: Plan, measured: Sequence[Measured]) -> list[Tran
             subject=process.kind.name,
             threads=process.threads,
             times=times,
-            ratio=Times.of([decoded.seconds for decoded in upstreams]).median / times.median,
+            ratio=ratio,
             speed=plan.audio_seconds / times.median,
-            tokens=len(tokens),
-            common_tokens=accuracy.common_tokens(tokens, expected),
+            tokens=len(mine[-1].tokens),
+            common_tokens=common_tokens,
             word_error_rate=error_rate,
             text=mine[-1].text,
         )
@@ -66,31 +68,38 @@ def transcription_results(plan: Plan, measured: Sequence[Measured]) -> list[Tran
     return results
 
 
+def _common_tokens(plan: Plan, tokens: Sequence[int], expected: Sequence[int]) -> float:
+    if all(token < plan.setup.first_timestamp for token in tokens):  # whisper.cpp returns those of the text alone
+        expected = [token for token in expected if token < plan.setup.first_timestamp]
+    return accuracy.common_tokens(tokens, expected)
+
+
 def stage_results(plan: Plan, limits: Limits, measured: Sequence[Measured]) -> list[StageResult]:
     """Return one result for each stage of each subject, stage by stage."""
     results = []
     for stage in plan.stages:
         processes = [process for process in measured if stage in process.stages]
-        upstream = next(process for process in processes if process.kind.name == UPSTREAM.name)
+        upstream = next((process for process in processes if process.kind.name == UPSTREAM.name), None)
         for process in processes:
-            times = Times.of(process.stages[stage])
+            times, storage = Times.of(process.stages[stage]), process.loaded.storage
             cost = stages.cost_of(
                 stage,
                 ModelDimensions(**plan.setup.dims),
-                process.loaded.storage,
+                storage,
                 n_tokens=plan.n_tokens,
                 n_start=len(plan.setup.start),
             )
+            speed = limits.products(half=storage.half_products)
             result = StageResult(
                 stage=stage,
                 title=stages.title(stage, plan.n_tokens),
                 subject=process.kind.name,
                 threads=process.threads,
                 times=times,
-                ratio=Times.of(upstream.stages[stage]).median / times.median,
+                ratio=None if upstream is None else Times.of(upstream.stages[stage]).median / times.median,
                 n_bytes=cost.n_bytes,
                 flops=cost.flops,
-                limit_part=cost.seconds(limits.read_bytes_per_second, limits.flops_per_second) / times.median,
+                limit_part=cost.seconds(limits.read_bytes_per_second, speed) / times.median,
             )
             results.append(result)
     return results

@@ -26,14 +26,26 @@ def lines(report: Report) -> list[str]:
 def _head(report: Report) -> list[str]:
     limits, machine = report.limits, report.machine
     read, copied = limits.read_bytes_per_second / 1e9, limits.copy_bytes_per_second / 1e9
+    products = [
+        f"of {kind} matrices: {speed / 1e9:.0f} GFLOP/s"
+        for kind, speed in (("float32", limits.flops_per_second), ("float16", limits.half_flops_per_second))
+        if speed is not None
+    ]
+    gpu = []
+    if report.device != "cpu":
+        gpu = [
+            f"{report.device}: {machine['gpu']} ({machine['architecture']}, {machine['memory'] / 1e9:.0f} GB), "
+            f"driver {machine['driver'] or 'unknown'}"
+        ]
     d = report.dims
     dims = f"encoder {d['n_audio_layer']} x {d['n_audio_state']}, decoder {d['n_text_layer']} x {d['n_text_state']}"
     return [
         f"$ {report.command}",
         f"{report.model}: {dims}; median of {report.rounds} interleaved rounds",
+        *gpu,
         f"{machine['cpu']}, {machine['processors']} processors; torch {machine['torch']}, max {machine['max']}",
         f"memory {read:.1f} GB/s read, {copied:.1f} GB/s copied; "
-        f"products of float32 matrices: {limits.flops_per_second / 1e9:.0f} GFLOP/s",
+        f"products {', '.join(products) or 'were not measured, as torch has no CUDA'}",
     ]
 
 
@@ -62,11 +74,11 @@ def _transcription_row(title: str, result: TranscriptionResult) -> list[str]:
         title,
         f"{result.times.median:.3f} s",
         f"{result.times.min:.3f} - {result.times.max:.3f}",
-        f"{result.ratio:.2f}x",
+        _ratio(result.ratio),
         f"{result.speed:.1f}x",
         _threads(result.threads),
         str(result.tokens),
-        "same" if same == 1 else f"{100 * same:.1f} %",
+        "-" if same is None else "same" if same == 1 else f"{100 * same:.1f} %",
         "-" if result.word_error_rate is None else f"{100 * result.word_error_rate:.1f} %",
     ]
 
@@ -87,7 +99,7 @@ def _stage_row(title: str, result: StageResult) -> list[str]:
     return [
         title,
         *_milliseconds(result.times),
-        f"{result.ratio:.2f}x",
+        _ratio(result.ratio),
         _threads(result.threads),
         f"{result.n_bytes / 1e6:.1f} MB",
         f"{result.flops / 1e9:.2f} GFLOP",
@@ -124,6 +136,11 @@ def _notes(report: Report) -> list[str]:
         "OF LIMIT: the time that this takes at the measured bandwidth or product speed, whichever is longer, as a part "
         "of the median; int8 products, or faster ones than torch's, may exceed it.",
     ]
+    if report.device != "cpu":
+        notes.append(
+            "Times are of a caller's clock, read when the device has finished; whisper-max's include its input's way "
+            "from the host and its output's back. PEAK MEMORY is of the host."
+        )
     notes += [f"{subject.title}: {subject.note}." for subject in report.subjects if subject.note]
     return [line for note in notes + report.missing for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
 
@@ -136,6 +153,10 @@ def _milliseconds(times: Times) -> list[str]:
     digits = 2 if times.median < 0.1 else 1
     median, least, most = (f"{1e3 * seconds:.{digits}f}" for seconds in (times.median, times.min, times.max))
     return [f"{median} ms", f"{least} - {most}"]
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
 
 
 def _threads(threads: int | None) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
+
+from whisper_max_plugin import environment
 
 from ..protocol import Kind
 
@@ -59,6 +63,61 @@ PEERS = (
         "it takes a model of two text layers for a distilled one, which it decodes without timestamps",
     ),
 )
+
+
+UPSTREAM_ON_GPU = replace(
+    UPSTREAM, options={**UPSTREAM.options, "precision": "float16"}, note="float16, its default on CUDA"
+)
+PEERS_ON_GPU = (replace(PEERS[0], title="faster-whisper float16", options={"compute_type": "float16"}),)
+
+
+def choose(peers: Sequence[str], device: str) -> tuple[list[Kind], list[str]]:
+    """Return who is measured on a device, and one line for each that is left out, which says why.
+
+    Parameters
+    ----------
+    peers : Sequence[str]
+        names of `PEERS`
+    device : str
+        as torch names it: "cpu", "cuda:0"
+    """
+    wanted = [kind for kind in PEERS if kind.name in peers]
+    missing = sorted({kind.requirement for kind in wanted if not is_installed(kind)})
+    left_out = [f"{name} is not installed and was left out: {environment.install(name)}" for name in missing]
+    wanted = [kind for kind in wanted if is_installed(kind)]
+    if device == "cpu":
+        return [UPSTREAM, MAX, *wanted], left_out
+    chosen = [MAX]
+    if (reason := _torch_without_gpu(device)) is None:
+        chosen = [UPSTREAM_ON_GPU, MAX]
+    else:
+        left_out.append(f"{UPSTREAM.title} was left out, and ratios with it: {reason}")
+    for kind in wanted:
+        on_gpu = next((one for one in PEERS_ON_GPU if one.name == kind.name), None)
+        if on_gpu is None:
+            left_out.append(f"{kind.title} was left out: it is measured on the CPU alone")
+        elif (reason := _ctranslate2_without_gpu(device)) is not None:
+            left_out.append(f"{on_gpu.title} was left out: {reason}")
+        else:
+            chosen.append(on_gpu)
+    return chosen, left_out
+
+
+def _torch_without_gpu(device: str) -> str | None:
+    import torch
+
+    if torch.version.cuda is None:
+        return f"this build of torch, {torch.__version__}, has no CUDA"
+    if torch.device(device).index >= torch.cuda.device_count():
+        return f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+    return None
+
+
+def _ctranslate2_without_gpu(device: str) -> str | None:
+    import ctranslate2
+
+    n_gpus: int = ctranslate2.get_cuda_device_count()
+    return None if int(device.partition(":")[2]) < n_gpus else f"CTranslate2 sees {n_gpus} GPUs"
 
 
 def is_installed(kind: Kind) -> bool:

@@ -1,4 +1,4 @@
-"""faster-whisper, and CTranslate2 below it for the stages."""
+"""faster-whisper, and CTranslate2 below it for the stages; both return when the device has finished."""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ class FasterWhisperSubject:
         import faster_whisper
 
         imported = time.perf_counter()
+        device, _, number = setup.device.partition(":")
         self._whisper = faster_whisper.WhisperModel(
-            str(setup.folder), device=setup.device, compute_type=self._compute_type, cpu_threads=setup.threads or 0
+            str(setup.folder),
+            device=device,
+            device_index=int(number or 0),
+            compute_type=self._compute_type,
+            cpu_threads=setup.threads or 0,
         )
         loaded = time.perf_counter()
         self._setup, self._inputs = setup, Inputs(setup)
-        weights = {"float32": 4, "int8": 1}[self._compute_type]
-        return Loaded(imported - started, loaded - imported, Storage(weights, weights))
+        half = self._compute_type == "float16"
+        weights = {"float32": 4, "float16": 2, "int8": 1}[self._compute_type]
+        return Loaded(imported - started, loaded - imported, Storage(weights, weights, 2 if half else 4, half))
 
     def stages(self) -> Sequence[str]:
         """See `Subject.stages`; keys and values of cross-attention are computed inside the first pass."""

@@ -34,7 +34,7 @@ class WhisperCppSubject:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # it logs to stderr, in C++
         self._library: Any = _pywhispercpp
         parameters = self._library.whisper_context_default_params()
-        parameters.use_gpu = setup.device != "cpu"
+        parameters.use_gpu = False
         self._context = self._library.whisper_init_from_file_with_params(str(_path(setup)), parameters)
         loaded = time.perf_counter()
         self._setup, self._inputs = setup, Inputs(setup)
