@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from whisper.model import ModelDimensions, Whisper
+from torch import Tensor
+from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, sinusoids
 
 
 def random_checkpoint(path: Path, dims: ModelDimensions, seed: int = 0) -> Path:
@@ -24,11 +25,11 @@ def random_checkpoint(path: Path, dims: ModelDimensions, seed: int = 0) -> Path:
         `path`
     """
     generator = torch.Generator().manual_seed(seed)
-    state = Whisper(dims).state_dict()
-    for name, tensor in state.items():
+    half = {}
+    for name, tensor in _empty_state(dims).items():
         if name == "encoder.positional_embedding":
-            continue  # sinusoids
-        if "_ln" in name or ".ln" in name:
+            value = sinusoids(dims.n_audio_ctx, dims.n_audio_state)
+        elif "_ln" in name or ".ln" in name:
             base = 1.0 if name.endswith("weight") else 0.0
             value = base + 0.1 * torch.randn(tensor.shape, generator=generator)
         elif tensor.ndim == 1:
@@ -38,7 +39,17 @@ def random_checkpoint(path: Path, dims: ModelDimensions, seed: int = 0) -> Path:
         else:
             fan_in = tensor[0].numel()
             value = fan_in**-0.5 * torch.randn(tensor.shape, generator=generator)
-        state[name] = value
-    half = {name: tensor.half() for name, tensor in state.items()}
+        half[name] = value.half()
     torch.save({"dims": vars(dims), "model_state_dict": half}, path)
     return path
+
+
+def _empty_state(dims: ModelDimensions) -> dict[str, Tensor]:
+    """Return upstream's parameters without memory, which for a large model takes seconds to fill and gigabytes."""
+    sizes = vars(dims)
+    names = ("ctx", "state", "head", "layer")
+    with torch.device("meta"):
+        encoder = AudioEncoder(dims.n_mels, *(sizes[f"n_audio_{name}"] for name in names))
+        decoder = TextDecoder(dims.n_vocab, *(sizes[f"n_text_{name}"] for name in names))
+    parts = {"encoder": encoder, "decoder": decoder}
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}

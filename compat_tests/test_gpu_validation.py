@@ -1,0 +1,150 @@
+"""The script that validates this package on a machine with a GPU, run from start to end on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from .data import ROOT
+
+FOLDER = Path(__file__).parent / "gpu"
+BREAKS_PARITY = """
+from whisper_max_plugin.startup import when_imported
+
+when_imported("whisper_max_plugin.parity", lambda parity: setattr(parity, "LIMIT", 0.0))
+"""
+
+
+@pytest.fixture(scope="module")
+def validate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("validate", FOLDER / "validate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["validate"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(out: Path, *options: str, path: Path | None = None) -> tuple[int, dict[str, Any], str]:
+    """Return the script's exit status and both of its files."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = ["bash", str(FOLDER / "run.sh"), str(out), "--device", "cpu", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads((out / "validation.json").read_text()), (out / "validation.md").read_text()
+
+
+def results(found: dict[str, Any]) -> dict[str, str]:
+    return {step["name"]: step["result"] for step in found["steps"]}
+
+
+def test_correctness_alone(tmp_path: Path) -> None:
+    status, found, table = run(tmp_path / "out", "--sizes", "nano", "--bench-sizes", "none", "--recordings", "none")
+    assert results(found) == dict.fromkeys(["facts", "copy", "parity nano", "transcripts"], "pass")
+    assert status == 0
+    assert "3 of 3 steps about correctness passed." in table
+    steps = {step["name"]: step for step in found["steps"]}
+    assert all(step["seconds"] > 0 for step in steps.values())
+    assert steps["facts"]["found"]["compiled"] == "nano"
+    (parity,) = steps["parity nano"]["found"]["parity"]["models"]
+    assert {row["name"] for row in parity["rows"]} == {"encoder", "prefill", "steps", "beams", "alignment"}
+    transcripts = steps["transcripts"]["found"]["transcripts"]
+    assert {row["options"] for row in transcripts} >= {"greedy", "beam 5", "prompt", "word timestamps"}
+    assert all(row["equal_tokens"] == row["tokens"] > 50 for row in transcripts)
+
+
+def test_what_fails_is_reported_and_the_rest_still_runs(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_PARITY)
+    options = ["--sizes", "nano", "--bench-sizes", "nano", "--recordings", "nano:5"]
+    options += ["--bench-options", "--rounds 1 --tokens 20 --threads 1 --peers none --stages step"]
+    status, found, table = run(tmp_path / "out", *options, path=tmp_path)
+    assert status == 1
+    passed = dict.fromkeys(["facts", "copy", "transcripts", "bench nano", "transcribe nano 5 s"], "pass")
+    assert results(found) == {**passed, "parity nano": "FAIL"}
+    assert list(results(found))[2] == "parity nano"
+    problem = next(step["problem"] for step in found["steps"] if step["name"] == "parity nano")
+    assert "encoder " in problem
+    assert "| parity nano | FAIL | " in table
+    assert problem in table
+    assert "2 of 3 steps about correctness passed." in table
+    assert table.count("| nano | greedy step | ") == 2
+    assert table.count("| nano 5 s | ") == 2
+
+
+def test_what_no_longer_fits_is_not_run(tmp_path: Path) -> None:
+    status, found, table = run(tmp_path / "out", "--minutes", "0")
+    assert status == 1
+    assert set(results(found).values()) == {"not run"}
+    assert [step["name"] for step in found["steps"]] == [
+        *("facts", "copy", "parity nano", "parity tiny", "parity base", "parity small", "parity turbo"),
+        *("parity large-v3", "transcripts", "bench tiny", "bench small", "bench turbo", "bench large-v3"),
+        *("transcribe nano 161.5 s", "transcribe tiny 161.5 s", "transcribe turbo 3600 s"),
+    ]
+    assert "0 s were left, and it needs 10" in table
+
+
+@pytest.fixture
+def step_of(validate: ModuleType, tmp_path: Path) -> Any:
+    """Return a function that runs a line of Python as a step."""
+    (tmp_path / "logs").mkdir()
+
+    def step_of(line: str, seconds: float = 60) -> Any:
+        step = validate.Step("a step", "correctness", [sys.executable, "-c", line], 0)
+        validate.run(step, tmp_path, dict(os.environ), time.monotonic() + seconds)
+        return step
+
+    return step_of
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("import os; os.abort()", "it was ended by SIGABRT, see a-step.log"),
+        ("raise ValueError('no such thing')", "ValueError: no such thing"),
+        ("""print('{"problem": "two tokens differ"}'); raise SystemExit(1)""", "two tokens differ"),
+        ("raise SystemExit(3)", "it ended with exit status 3"),
+    ],
+)
+def test_a_step_that_dies_is_told_with_the_reason(step_of: Any, line: str, problem: str) -> None:
+    step = step_of(line)
+    assert (step.result, step.problem) == ("FAIL", problem)
+
+
+def test_a_step_that_takes_too_long_is_ended(step_of: Any) -> None:
+    step = step_of("import time; time.sleep(60)", seconds=1)
+    assert step.result == "FAIL"
+    assert step.seconds < 20
+    assert "when the time was over" in step.problem
+
+
+def test_graphs_that_were_compiled_elsewhere_are_put_where_they_are_looked_for(
+    validate: ModuleType, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere" / "whisper_max_plugin"
+    folder.mkdir(parents=True)
+    for name in ("384x4-4-mel80-vocab51865-a.mef", "384x4-4-mel80-vocab51865-a.json", "other.json"):
+        (folder / name).write_text("{}")
+    out = tmp_path / "out"
+    options = validate._parser().parse_args([str(out), "--artifacts", str(tmp_path / "elsewhere")])
+    environment = validate._environment(options, out)
+    found = Path(environment["MODULAR_MAX_CACHE_DIR"]) / "whisper_max_plugin"
+    assert {path.suffix for path in found.iterdir()} == {".mef", ".json"}
+    assert len(list(found.iterdir())) == 2
+
+
+def test_a_peer_that_does_not_run_does_not_take_the_others_times_along(validate: ModuleType) -> None:
+    again = validate.without_peers(validate.Step("bench tiny", "speed", ["bench", "--peers", "faster-whisper"], 1))
+    assert again.name == "bench tiny without peers"
+    assert again.command[-2:] == ["--peers", "none"]  # the last one counts
