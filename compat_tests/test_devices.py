@@ -130,12 +130,33 @@ def test_a_gpu_that_is_not_there() -> None:
 
 def test_a_gpu_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_index: int) -> None:
-        raise RuntimeError("the driver is too old")
+        raise RuntimeError(
+            "Your current NVIDIA GPU driver version is not supported.\n  Required: driver version >= 570"
+        )
 
     monkeypatch.setattr(devices, "Accelerator", fail)
     error = error_of(lambda: Device("cuda:0", shares_memory=False).driver)
     assert isinstance(error, DeviceError)
-    assert_one_sentence(error, "cuda:0", "the driver is too old", 'device="cpu"')
+    assert_one_sentence(error, "cuda:0", "Required: driver version >= 570; update", 'device="cpu"')
+
+
+def test_memory_of_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("device driver memAlloc failed: CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)\n")
+
+    monkeypatch.setattr(devices, "Buffer", fail)
+    error = error_of(lambda: ELSEWHERE.empty([4]))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "is full", "a smaller model", 'device="cpu"')
+
+
+def test_other_errors_of_a_device_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("an illegal memory access")
+
+    monkeypatch.setattr(devices, "Buffer", fail)
+    with pytest.raises(ValueError, match="an illegal memory access"):
+        ELSEWHERE.empty([4])
 
 
 def test_heads_that_kernels_on_gpus_do_not_serve() -> None:

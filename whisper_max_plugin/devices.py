@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,9 @@ class Device:
         buffer = Buffer.from_dlpack(tensor)
         if self.shares_memory:
             return buffer
-        copied = buffer.copy(self.driver)
-        self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
+        with self.allocating():
+            copied = buffer.copy(self.driver)
+            self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
         return copied
 
     def write(self, target: Buffer, tensor: Tensor) -> None:
@@ -94,7 +96,27 @@ class Device:
 
     def empty(self, shape: Sequence[int]) -> Buffer:
         """Return float32 memory on the device, of any content."""
-        return Buffer(DType.float32, shape, self.driver)
+        with self.allocating():
+            return Buffer(DType.float32, shape, self.driver)
+
+    @contextmanager
+    def allocating(self) -> Iterator[None]:
+        """Explain, inside, that the device's memory is full.
+
+        Raises
+        ------
+        DeviceError
+            in place of MAX's ValueError
+        """
+        try:
+            yield
+        except ValueError as error:
+            if "OUT_OF_MEMORY" not in str(error):  # as CUDA calls it, and MAX's own server looks for it
+                raise
+            raise DeviceError(
+                f"the memory of {self.name} is full: load a smaller model, decode fewer windows or beams at once, or "
+                'load the model with device="cpu" (on the command line --device cpu)'
+            ) from error
 
 
 HOST = Device("cpu", shares_memory=True)
@@ -176,7 +198,8 @@ def _open(index: int | None) -> max.driver.Device:
     try:
         return Accelerator(index)
     except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())  # of several lines where the driver is too old
         raise DeviceError(
-            f"MAX cannot open cuda:{index}: {error}; update NVIDIA's driver, or load the model with "
+            f"MAX cannot open cuda:{index}: {reason}; update NVIDIA's driver, or load the model with "
             'device="cpu" (on the command line --device cpu)'
         ) from error
