@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import platform
 import re
+import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,8 +98,11 @@ def _warmup_and_exit(connection: Connection, name: str, target: str) -> None:
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch(target)
     set_virtual_device_count(1)
+    from tqdm import tqdm
+
     from . import loading
 
+    tqdm.set_lock(threading.RLock())  # in place of one for processes, which would be missed behind os._exit
     answer: WarmupResult | WhisperMaxError
     try:
         answer = loading.warmup(name, "cuda")
