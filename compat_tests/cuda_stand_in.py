@@ -6,7 +6,6 @@ It is put into processes by the file ``sitecustomize.py`` that Python imports wh
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -38,5 +37,5 @@ def with_cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of processes that see the stand-in."""
     folder = tmp_path_factory.mktemp("cuda")
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    paths = [str(folder), str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
-from .data import ROOT
 
 FOLDER = Path(__file__).parent / "gpu"
 BREAKS_PARITY = """
@@ -39,7 +38,7 @@ def run(out: Path, *options: str, path: Path | None = None) -> tuple[int, dict[s
     """Return the script's exit status and both of its files."""
     environment = {**os.environ, "PYTHON": sys.executable}
     if path is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([str(path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])
     command = ["bash", str(FOLDER / "run.sh"), str(out), "--device", "cpu", *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode in (0, 1), done.stderr
@@ -148,3 +147,15 @@ def test_a_peer_that_does_not_run_does_not_take_the_others_times_along(validate:
     again = validate.without_peers(validate.Step("bench tiny", "speed", ["bench", "--peers", "faster-whisper"], 1))
     assert again.name == "bench tiny without peers"
     assert again.command[-2:] == ["--peers", "none"]  # the last one counts
+
+
+def test_max_in_a_folder_without_its_metadata_is_given_some(
+    validate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(returncode="metadata" in command[-1], stdout="26.7.0\n")
+
+    monkeypatch.setattr(validate.subprocess, "run", run)
+    environment = validate._environment(validate._parser().parse_args([str(tmp_path)]), tmp_path)
+    found = metadata.distributions(name="max", path=environment["PYTHONPATH"].split(os.pathsep)[-1:])
+    assert [distribution.version for distribution in found] == ["26.7.0"]
