@@ -58,7 +58,7 @@ def test_correctness_alone(tmp_path: Path) -> None:
     assert all(step["seconds"] > 0 for step in steps.values())
     assert steps["facts"]["found"]["compiled"] == "nano"
     (parity,) = steps["parity nano"]["found"]["parity"]["models"]
-    assert {row["name"] for row in parity["rows"]} == {"encoder", "prefill", "steps", "beams", "alignment"}
+    assert {row["name"] for row in parity["rows"]} == {"encoder", "prefill", "steps", "beams", "ranking", "alignment"}
     transcripts = steps["transcripts"]["found"]["transcripts"]
     assert {row["options"] for row in transcripts} >= {"greedy", "beam 5", "prompt", "word timestamps"}
     assert all(row["equal_tokens"] == row["tokens"] > 50 for row in transcripts)

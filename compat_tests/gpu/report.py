@@ -55,12 +55,14 @@ def _found(step: dict[str, Any]) -> str:
         errors = [row["error"] for model in found["parity"]["models"] for row in model["rows"]]
         return f"largest error {_error(max(errors))}"
     if "transcripts" in found:
-        return f"{sum(row['equal_tokens'] for row in found['transcripts'])} tokens are upstream's"
+        n_equal = sum(row["equal_tokens"] for row in found["transcripts"])
+        n_steps = found["graph_runs"].get("step", 0)
+        return f"{n_equal} tokens are upstream's; {found['steps_replayed']} of {n_steps} steps were replayed"
     return "; ".join(f"{row['subject']} {row['times']['median']:.3f} s" for row in found.get("transcriptions", []))
 
 
 def _parity(steps: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["model", "encoder", "prefill", "steps", "beams", "alignment", "tokens"]]
+    rows = [["model", "encoder", "prefill", "steps", "beams", "ranking", "alignment", "tokens"]]
     for step in steps:
         for model in step["found"].get("parity", {}).get("models", []):
             errors = {row["name"]: row["error"] for row in model["rows"]}

@@ -44,7 +44,7 @@ def facts(device: str, nano: str, sizes: str) -> dict[str, Any]:
         found["compatible"] = opened.driver.is_compatible
     compiled = []
     for size in sizes.split(","):
-        dims = checkpoint.read(nano)[0] if size == "nano" else OFFICIAL_DIMS[size]
+        dims = checkpoint.read(nano).dims if size == "nano" else OFFICIAL_DIMS[size]
         if artifacts.is_cached(dims, engine.artifact_precision(torch.float16), opened.kind):
             compiled.append(size)
     found["compiled_for"], found["compiled"] = opened.kind, ", ".join(compiled) or "nothing"
@@ -92,7 +92,12 @@ def transcripts(device: str, checkpoint: str, recording: str) -> dict[str, Any]:
     problems = [f"{row['options']}: {row['problem']}" for row in rows if row["problem"]]
     if status["fallbacks"]:
         problems.append(f"fell back to torch: {'; '.join(status['fallbacks'])}")
-    return {"problem": "; ".join(problems) or None, "transcripts": rows, "graph_runs": status["graph_runs"]}
+    return {
+        "problem": "; ".join(problems) or None,
+        "transcripts": rows,
+        "graph_runs": status["graph_runs"],
+        "steps_replayed": status["steps_replayed"],
+    }
 
 
 def _compared(upstream: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
