@@ -45,7 +45,7 @@ def _head(report: Report) -> list[str]:
         *gpu,
         f"{machine['cpu']}, {machine['processors']} processors; torch {machine['torch']}, max {machine['max']}",
         f"memory {read:.1f} GB/s read, {copied:.1f} GB/s copied; "
-        f"products {', '.join(products) or 'were not measured, as torch has no CUDA'}",
+        f"products {', '.join(products) or 'were not measured, as torch has no CUDA: OF LIMIT is of memory alone'}",
     ]
 
 
