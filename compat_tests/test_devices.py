@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import whisper
+from max.engine import Model
 from whisper.model import Whisper
 
 from whisper_max_plugin import artifacts, devices, loading, parity, parity_checks, startup
@@ -148,6 +149,16 @@ def test_memory_of_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(lambda: ELSEWHERE.empty([4]))
     assert isinstance(error, DeviceError)
     assert_one_sentence(error, "is full", "a smaller model", 'device="cpu"')
+
+
+def test_memory_that_is_full_in_the_middle_of_a_graph(elsewhere: MaxWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
+
+    monkeypatch.setattr(Model, "execute", fail)
+    error = error_of(lambda: elsewhere.encoder(torch.randn(1, elsewhere.dims.n_mels, 3000)))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "is full", "fewer windows or beams", 'device="cpu"')
 
 
 def test_other_errors_of_a_device_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:

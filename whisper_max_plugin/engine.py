@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from max.driver import Buffer
 from max.dtype import DType
-from max.engine import CompiledModel
+from max.engine import CompiledModel, Model
 from torch import Tensor
 
 from . import artifacts
@@ -100,17 +100,15 @@ class Engine:
 
     def encode(self, mel: Tensor) -> Tensor:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""
-        with self._lock:
-            (features,) = self._encoder.execute(self.device.put(mel))
+        (features,) = self._run(self._encoder, self.device.put(mel))
         REPORT.graph_run("encoder")
         return self.device.get(features)
 
     def cross_kv(self, audio_features: Tensor) -> CrossKV:
         """Project audio_features (n_audio, n_audio_ctx, n_audio_state) to every layer's cross-attention K and V."""
-        with self._lock:
-            outputs = self._cross_kv.execute(self.device.put(audio_features))
+        outputs = self._run(self._cross_kv, self.device.put(audio_features))
         REPORT.graph_run("cross_kv")
-        return list(outputs)
+        return outputs
 
     def decode(
         self, tokens: Tensor, rows: Sequence[int], self_kv: Sequence[Buffer], cross_kv: CrossKV
@@ -136,8 +134,7 @@ class Engine:
             *(x.view(x.dtype, (n_filled, n_audio, n_group, n_state)) for x in self_kv),
             *cross_kv,
         ]
-        with self._lock:
-            outputs = self._decoder.execute(*inputs)
+        outputs = self._run(self._decoder, *inputs)
         REPORT.graph_run("prefill" if n_tokens > 1 else "step")
         logits, hidden, *traces = map(self.device.get, outputs)
         return DecoderOutput(logits, hidden, traces[0::2], traces[1::2])
@@ -156,7 +153,7 @@ class Engine:
         n_steps : further steps continue with the best token of each sequence
         """
         assert self._step is not None, "asked for a graph that this model does not have, see `has_step`"
-        with self._lock:
+        with self._lock, self.device.allocating():
             for _ in range(n_steps):
                 if not self.device.records_graphs:
                     self._step.execute(*inputs.buffers)
@@ -170,8 +167,7 @@ class Engine:
 
     def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
-        with self._lock:
-            self._search.execute(inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.push())
+        self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.push())
         REPORT.graph_run("search")
 
     def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:
@@ -193,17 +189,21 @@ class Engine:
         matrix = f"stored.{query}.weight" if has_kernels(self.dims) else f"decoder.{query}.weight"
         batch, n_tokens, n_state = x.shape
         n_audio, n_head, n_audio_ctx, _ = key.shape
-        with self._lock:
-            (scores,) = self._cross_scores.execute(
-                self.device.put(x.reshape(n_audio, -1, n_state)),
-                key,
-                self._weights[matrix],
-                self._weights[f"decoder.{query}.bias"],
-            )
+        (scores,) = self._run(
+            self._cross_scores,
+            self.device.put(x.reshape(n_audio, -1, n_state)),
+            key,
+            self._weights[matrix],
+            self._weights[f"decoder.{query}.bias"],
+        )
         REPORT.graph_run("cross_scores")
         scores = self.device.get(scores)  # (n_audio, n_head, n_group * n_tokens, n_audio_ctx)
         scores = scores.view(n_audio, n_head, -1, n_tokens, n_audio_ctx).transpose(1, 2)
         return scores.reshape(batch, n_head, n_tokens, n_audio_ctx)
+
+    def _run(self, model: Model, *inputs: Buffer | np.ndarray) -> list[Buffer]:
+        with self._lock, self.device.allocating():
+            return list(model.execute(*inputs))
 
 
 def check_heads(dims: ModelDimensions) -> None:
