@@ -17,7 +17,7 @@ from whisper.model import Whisper
 
 import whisper_max_plugin
 import whisper_max_plugin.loading
-from whisper_max_plugin.checkpoint import CheckpointError
+from whisper_max_plugin.checkpoint import CheckpointError, expected_shapes
 
 from .compare import assert_close
 from .conftest import Pair, load_pair
@@ -27,6 +27,12 @@ from .errors import assert_one_sentence, assert_same_error, error_of
 Checkpoint = dict[str, Any]
 TOKENS = torch.tensor([[50258, 50259, 50359, 50364, 440, 1331]])
 MEL = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0)) / 2
+
+
+def test_the_tensors_that_are_expected_are_upstreams_in_its_order() -> None:
+    dims = whisper.model.ModelDimensions(80, 1500, 128, 2, 3, 51865, 448, 64, 1, 2)
+    upstreams = {name: tuple(tensor.shape) for name, tensor in Whisper(dims).state_dict().items()}
+    assert list(expected_shapes(dims).items()) == list(upstreams.items())
 
 
 @pytest.fixture(autouse=True)

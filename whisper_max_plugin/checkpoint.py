@@ -135,40 +135,43 @@ def check_state(
 
 
 def expected_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor in the state_dict of ``whisper.model.Whisper(dims)``.
+    """Return the name and shape of every tensor in the state_dict of ``whisper.model.Whisper(dims)``, in its order.
 
     Written out, for building the model just to look at its shapes would take as long as loading it.
     """
     n_audio, n_text = dims.n_audio_state, dims.n_text_state
     shapes = {
+        "encoder.positional_embedding": (dims.n_audio_ctx, n_audio),
         **_weight_and_bias("encoder.conv1", n_audio, dims.n_mels, 3),
         **_weight_and_bias("encoder.conv2", n_audio, n_audio, 3),
-        "encoder.positional_embedding": (dims.n_audio_ctx, n_audio),
-        **_weight_and_bias("encoder.ln_post", n_audio),
-        "decoder.token_embedding.weight": (dims.n_vocab, n_text),
-        "decoder.positional_embedding": (dims.n_text_ctx, n_text),
-        **_weight_and_bias("decoder.ln", n_text),
     }
     for layer in range(dims.n_audio_layer):
         shapes |= _block_shapes(f"encoder.blocks.{layer}", n_audio, ["attn"])
+    shapes |= {
+        **_weight_and_bias("encoder.ln_post", n_audio),
+        "decoder.positional_embedding": (dims.n_text_ctx, n_text),
+        "decoder.token_embedding.weight": (dims.n_vocab, n_text),
+    }
     for layer in range(dims.n_text_layer):
         shapes |= _block_shapes(f"decoder.blocks.{layer}", n_text, ["attn", "cross_attn"])
-    return shapes
+    return shapes | _weight_and_bias("decoder.ln", n_text)
 
 
 def _block_shapes(name: str, n_state: int, attentions: list[str]) -> dict[str, tuple[int, ...]]:
     """The tensors of a ``ResidualAttentionBlock``; the key projection of an attention has no bias."""
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {}
+    for attention in attentions:
+        shapes |= _weight_and_bias(f"{name}.{attention}.query", n_state, n_state)
+        shapes[f"{name}.{attention}.key.weight"] = (n_state, n_state)
+        for part in ("value", "out"):
+            shapes |= _weight_and_bias(f"{name}.{attention}.{part}", n_state, n_state)
+        shapes |= _weight_and_bias(f"{name}.{attention}_ln", n_state)
+    return {
+        **shapes,
         **_weight_and_bias(f"{name}.mlp.0", 4 * n_state, n_state),
         **_weight_and_bias(f"{name}.mlp.2", n_state, 4 * n_state),
         **_weight_and_bias(f"{name}.mlp_ln", n_state),
     }
-    for attention in attentions:
-        shapes |= _weight_and_bias(f"{name}.{attention}_ln", n_state)
-        shapes[f"{name}.{attention}.key.weight"] = (n_state, n_state)
-        for part in ("query", "value", "out"):
-            shapes |= _weight_and_bias(f"{name}.{attention}.{part}", n_state, n_state)
-    return shapes
 
 
 def _weight_and_bias(name: str, n_out: int, *n_in: int) -> dict[str, tuple[int, ...]]:

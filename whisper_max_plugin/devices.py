@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from max.driver import CPU, Accelerator, Buffer, accelerator_count
+from max.driver import CPU, Accelerator, Buffer, accelerator_count, batch_inplace_copy
 from max.dtype import DType
 from max.graph import DeviceRef
 from torch import Tensor
@@ -154,8 +154,7 @@ def push_all(mirrors: Sequence[Mirror]) -> None:
     device = mirrors[0].device
     if device.shares_memory:
         return
-    for mirror in mirrors:
-        mirror.buffer.inplace_copy_from(Buffer.from_dlpack(mirror.array))
+    batch_inplace_copy([mirror.buffer for mirror in mirrors], [Buffer.from_dlpack(mirror.array) for mirror in mirrors])
     device.driver.synchronize()  # MAX copies later, and does not keep what it copies from
 
 

@@ -65,5 +65,6 @@ class Replay:
             logger.warning("the device records no graphs (%s): each step's kernels are started one by one", refusal)
             return
         self._key = key
-        weakref.finalize(self, self._model.release_captured_graph, key)  # before the buffers are let go
+        release = weakref.finalize(self, self._model.release_captured_graph, key)  # before the buffers are let go
+        release.atexit = False  # MAX may be gone by then
         push_all(self._changing)
