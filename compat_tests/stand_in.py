@@ -16,7 +16,7 @@ import pytest
 
 STAND_IN = {
     "whisper/__init__.py": """
-        from .audio import load_audio
+        from .audio import load_audio, log_mel_spectrogram
         from .transcribe import transcribe
         __version__ = "20250625"
         def load_model(name, device=None, download_root=None, in_memory=False):
@@ -25,6 +25,8 @@ STAND_IN = {
     "whisper/audio.py": """
         def load_audio(file, sr=16000):
             return ["upstream", file, sr]
+        def log_mel_spectrogram(audio, n_mels=80, padding=0, device=None):
+            return ["upstream", audio, n_mels, padding, device]
     """,
     "whisper/timing.py": """
         def find_alignment(model, tokenizer, text_tokens, mel, num_frames):
@@ -32,6 +34,7 @@ STAND_IN = {
     """,
     "whisper/transcribe.py": """
         import argparse, json
+        from .audio import log_mel_spectrogram
         def transcribe(model, audio, **options):
             return options
         def cli():

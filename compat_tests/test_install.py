@@ -46,7 +46,12 @@ def test_asking_before_anything_ran_imports_neither_torch_nor_max_nor_whisper(py
 
 
 def test_install_and_uninstall_may_be_repeated_and_leave_upstream_as_it_was(whisper, echo):
-    functions = [whisper.load_model, whisper.load_audio, sys.modules["whisper.audio"].load_audio]
+    def functions() -> list[object]:
+        audio, transcribe = sys.modules["whisper.audio"], sys.modules["whisper.transcribe"]
+        spectrograms = [module.log_mel_spectrogram for module in (whisper, audio, transcribe)]
+        return [whisper.load_model, whisper.load_audio, audio.load_audio, *spectrograms]
+
+    before = functions()
     for _ in range(2):
         whisper_max_plugin.install("echo")
         whisper_max_plugin.install("echo")
@@ -56,11 +61,7 @@ def test_install_and_uninstall_may_be_repeated_and_leave_upstream_as_it_was(whis
         for _ in range(2):
             whisper_max_plugin.uninstall()
             assert not whisper_max_plugin.is_active()
-            assert functions == [
-                whisper.load_model,
-                whisper.load_audio,
-                sys.modules["whisper.audio"].load_audio,
-            ]
+            assert functions() == before
 
 
 def test_install_takes_max_by_default_and_another_name_replaces_it(whisper, echo):
@@ -194,6 +195,7 @@ def test_importing_auto_is_install(python):
         ("in_memory=False):", "):", "whisper.load_model(name, device, download_root, in_memory)"),
         ("def load_model(", "def other(", "whisper.load_model(name, device, download_root, in_memory)"),
         ("def load_audio(file", "def load_audio(path", "whisper.audio.load_audio(file, sr)"),
+        ("padding=0", "pad=0", "whisper.audio.log_mel_spectrogram(audio, n_mels, padding)"),
     ],
 )
 def test_another_whisper_is_refused_with_its_version(python, folder, old, new, missing):

@@ -1,4 +1,4 @@
-"""The only file that patches whisper: `load_model`, `load_audio` for machines without ffmpeg, a lock for threads."""
+"""The only file that patches whisper: `load_model`, audio without ffmpeg, long spectrograms, a lock for threads."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ PATCHED = (
     ("whisper", "load_model"),
     ("whisper", "load_audio"),
     ("whisper.audio", "load_audio"),
+    ("whisper", "log_mel_spectrogram"),
+    ("whisper.audio", "log_mel_spectrogram"),
+    ("whisper.transcribe", "log_mel_spectrogram"),
     ("whisper.timing", "find_alignment"),
 )
 SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
@@ -111,6 +114,9 @@ def _patch_whisper(whisper: ModuleType) -> None:
     _replace(whisper, "load_model", _make_load_model)
     _replace(audio, "load_audio", _make_load_audio)
     _replace(whisper, "load_audio", _make_load_audio)
+    _check(whisper, audio, "log_mel_spectrogram", ["audio", "n_mels", "padding"])
+    for module in (whisper, audio, importlib.import_module("whisper.transcribe")):
+        _replace(module, "log_mel_spectrogram", _make_log_mel_spectrogram)
     _replace(importlib.import_module("whisper.timing"), "find_alignment", _make_find_alignment)
 
 
@@ -193,6 +199,19 @@ def _make_load_audio(
         return audio.load_audio(file, sr)
 
     return load_audio
+
+
+@functools.cache
+def _make_log_mel_spectrogram(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def log_mel_spectrogram(*arguments: Any, **options: Any) -> torch.Tensor:
+        if not _activation.active:
+            return original(*arguments, **options)
+        from whisper_max_plugin import spectrogram
+
+        return spectrogram.log_mel_spectrogram(original, *arguments, **options)
+
+    return log_mel_spectrogram
 
 
 _alignment = threading.RLock()

@@ -1,0 +1,74 @@
+"""``whisper.audio.log_mel_spectrogram`` of long audio, some frames at a time: the same numbers in less memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
+
+LONG = 16000 * 300  # samples; below, upstream's own function needs little
+CHUNK = 3000  # frames at most: 30 s
+
+
+def log_mel_spectrogram(
+    original: Callable[..., Tensor],
+    audio: str | npt.NDArray[np.float32] | Tensor,
+    n_mels: int = 80,
+    padding: int = 0,
+    device: str | torch.device | None = None,
+) -> Tensor:
+    """Return upstream's log-mel spectrogram (n_mels, n_frames), bit by bit; `original` makes it of all but long audio.
+
+    Upstream transforms all frames at once and holds several arrays of that size, for an hour of audio 1.7 GB beside the
+    audio. A frame depends on its own samples alone, so one chunk of frames after the other gives the same numbers; only
+    the largest value, below which everything is clamped, is of all frames.
+
+    Parameters
+    ----------
+    original : Callable
+        upstream's ``whisper.audio.log_mel_spectrogram``; the other parameters are its own
+    """
+    samples = torch.from_numpy(audio) if isinstance(audio, np.ndarray) else audio
+    if isinstance(samples, str) or device is not None or not _is_long(samples):
+        return original(audio, n_mels, padding, device)
+    return _of_long_audio(samples, n_mels, padding)
+
+
+def _is_long(samples: Tensor) -> bool:
+    """Tell whether `samples` are a recording on the host of more than five minutes."""
+    is_plain = samples.dtype == torch.float32 and samples.device.type == "cpu" and not samples.requires_grad
+    return is_plain and samples.ndim == 1 and samples.shape[0] > LONG
+
+
+def _of_long_audio(samples: Tensor, n_mels: int, padding: int) -> Tensor:
+    window = torch.hann_window(N_FFT)
+    filters = mel_filters(samples.device, n_mels)
+    n_frames = (samples.shape[0] + padding) // HOP_LENGTH
+    mel = torch.empty(n_mels, n_frames)
+    n_chunks = -(-n_frames // CHUNK)
+    bounds = [
+        n_frames * index // n_chunks for index in range(n_chunks + 1)
+    ]  # even: few frames are multiplied otherwise
+    for begin, end in itertools.pairwise(bounds):
+        chunk = _samples_of(samples, padding, begin, end)
+        stft = torch.stft(chunk, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
+        mel[:, begin:end] = filters @ stft.abs() ** 2
+    mel.clamp_(min=1e-10).log10_()
+    torch.maximum(mel, mel.max() - 8.0, out=mel)
+    return mel.add_(4.0).div_(4.0)
+
+
+def _samples_of(samples: Tensor, padding: int, begin: int, end: int) -> Tensor:
+    """Return the samples of some frames, which are centred; beyond both ends they are mirrored."""
+    n_samples = samples.shape[0] + padding
+    first, last = begin * HOP_LENGTH - N_FFT // 2, (end - 1) * HOP_LENGTH + N_FFT // 2
+    there = samples[max(first, 0) : min(last, samples.shape[0])]
+    n_zeros = min(last, n_samples) - max(first, 0) - there.shape[0]
+    mirrored = max(-first, 0), max(last - n_samples, 0)
+    return F.pad(F.pad(there, (0, n_zeros))[None], mirrored, mode="reflect")[0]
