@@ -118,8 +118,11 @@ def disturb(monkeypatch: pytest.MonkeyPatch) -> Disturb:
             if method == "decode":
                 return replace(result, logits=change(result.logits)) if when(*args[0].shape[1:]) else result
             if method == "step":
-                tokens, *_ = args[0].buffers
-                return Buffer.from_dlpack(change(from_dlpack(result))) if when(tokens.shape[1], 1) else result
+                inputs: StepInputs = args[0]
+                tokens, logits = inputs.buffers[0], from_dlpack(inputs.search.logits)
+                if when(tokens.shape[1], 1):
+                    logits.copy_(change(logits.clone()))
+                return None
             return change(result)
 
         monkeypatch.setattr(Engine, method, disturbed)
