@@ -62,8 +62,9 @@ def test_a_recording() -> None:
         (torch.randn(LONG + 1, dtype=torch.float64), {}),
         (torch.randn(LONG + 1), {"device": "cpu"}),
         (str(SAMPLE_LONG), {}),
+        ([0.0] * (LONG + 1), {}),
     ],
-    ids=["five minutes", "a batch", "of another type", "with a device", "a file"],
+    ids=["five minutes", "a batch", "of another type", "with a device", "a file", "a list"],
 )
 def test_everything_else_is_left_to_upstream(audio: object, options: dict[str, str]) -> None:
     calls = []

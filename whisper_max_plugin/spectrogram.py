@@ -25,7 +25,7 @@ def log_mel_spectrogram(
 ) -> Tensor:
     """Return upstream's log-mel spectrogram (n_mels, n_frames), bit by bit; `original` makes it of all but long audio.
 
-    Upstream transforms all frames at once and holds several arrays of that size, for an hour of audio 1.7 GB beside the
+    Upstream transforms all frames at once and holds several arrays of that size, for an hour of audio 1.6 GB beside the
     audio. A frame depends on its own samples alone, so one chunk of frames after the other gives the same numbers; only
     the largest value, below which everything is clamped, is of all frames.
 
@@ -35,7 +35,7 @@ def log_mel_spectrogram(
         upstream's ``whisper.audio.log_mel_spectrogram``; the other parameters are its own
     """
     samples = torch.from_numpy(audio) if isinstance(audio, np.ndarray) else audio
-    if isinstance(samples, str) or device is not None or not _is_long(samples):
+    if not isinstance(samples, Tensor) or device is not None or not _is_long(samples):
         return original(audio, n_mels, padding, device)
     return _of_long_audio(samples, n_mels, padding)
 
@@ -52,9 +52,8 @@ def _of_long_audio(samples: Tensor, n_mels: int, padding: int) -> Tensor:
     n_frames = (samples.shape[0] + padding) // HOP_LENGTH
     mel = torch.empty(n_mels, n_frames)
     n_chunks = -(-n_frames // CHUNK)
-    bounds = [
-        n_frames * index // n_chunks for index in range(n_chunks + 1)
-    ]  # even: few frames are multiplied otherwise
+    # evenly, since products of few frames are summed up in another order
+    bounds = [n_frames * index // n_chunks for index in range(n_chunks + 1)]
     for begin, end in itertools.pairwise(bounds):
         chunk = _samples_of(samples, padding, begin, end)
         stft = torch.stft(chunk, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True)
