@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,30 +14,20 @@ import pytest
 import torch
 import whisper
 from max.engine import Model
-from whisper.model import Whisper
 
 from whisper_max_plugin import artifacts, devices, loading, parity, parity_checks, startup
 from whisper_max_plugin.devices import HOST, Device, Mirror
 from whisper_max_plugin.engine import check_heads
 from whisper_max_plugin.errors import DeviceError
-from whisper_max_plugin.model import MaxWhisper, accelerate
+from whisper_max_plugin.model import MaxWhisper
 from whisper_max_plugin.sizes import OFFICIAL_DIMS
 
 from .compare import assert_same_result
 from .conftest import Pair
-from .data import NANO, SAMPLE
+from .device_fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
 from .errors import assert_one_sentence, error_of
 
-ELSEWHERE = Device("cpu", shares_memory=False)  # graphs run here, and everything is copied there and back, as to a GPU
-
-
-def upstreams_nano() -> Whisper:
-    return inspect.unwrap(whisper.load_model)(str(NANO), device="cpu").eval()
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> MaxWhisper:
-    return accelerate(upstreams_nano(), ELSEWHERE)
+__all__ = ["elsewhere"]  # a fixture, found by name
 
 
 @pytest.mark.parametrize(
@@ -55,11 +44,8 @@ def elsewhere() -> MaxWhisper:
 def test_what_is_copied_to_a_device_and_back_is_what_upstream_computes(
     nano: Pair, elsewhere: MaxWhisper, options: dict[str, Any]
 ) -> None:
-    results = []
-    for model in (nano.torch, elsewhere):
-        torch.manual_seed(0)
-        results.append(model.transcribe(str(SAMPLE), fp16=False, language="en", **options))
-    assert_same_result(results[1], results[0])
+    expected, actual = transcripts([nano.torch, elsewhere], options)
+    assert_same_result(actual, expected)
 
 
 def test_beams_and_hooks_of_callers_with_a_cache_of_the_device(nano: Pair, elsewhere: MaxWhisper) -> None:

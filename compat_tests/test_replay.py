@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import whisper
 from max.driver import Buffer
 from max.engine import Model
 from whisper.decoding import ApplyTimestampRules, DecodingOptions, GreedyDecoder
-from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
 import whisper_max_plugin
@@ -27,7 +23,9 @@ from whisper_max_plugin.search import STEPS_AHEAD, Rules, Search
 
 from .compare import assert_same_result
 from .conftest import Pair
-from .data import NANO, SAMPLE
+from .device_fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
+
+__all__ = ["elsewhere"]  # a fixture, found by name
 
 TOKENIZER = get_tokenizer(multilingual=True)
 EOT = TOKENIZER.eot
@@ -48,17 +46,7 @@ class Records(Device):
         return True
 
 
-ELSEWHERE = Device("cpu", shares_memory=False)
 RECORDS = Records("cpu", shares_memory=False)
-
-
-def upstreams_nano() -> Whisper:
-    return inspect.unwrap(whisper.load_model)(str(NANO), device="cpu").eval()
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> MaxWhisper:
-    return accelerate(upstreams_nano(), ELSEWHERE)
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +97,6 @@ def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Model, "replay", lambda model, *arguments: recorder.replay(model, *arguments))
     monkeypatch.setattr(Model, "release_captured_graph", lambda model, key: recorder.release(model, key))
     return recorder
-
-
-def transcripts(models: Sequence[Whisper], options: dict[str, Any]) -> list[dict[str, Any]]:
-    results = []
-    for model in models:
-        torch.manual_seed(0)
-        results.append(model.transcribe(str(SAMPLE), fp16=False, language="en", **options))
-    return results
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "defaults")

@@ -193,8 +193,6 @@ class Search:
     def find_candidates(self, logits: Buffer) -> None:
         """Filter logits (batch, n_vocab) in place, and find the best tokens, as a step does with its own."""
         self._engine.search(logits, self.ask(), self._suppressed_first if self._begins else self.inputs.suppressed)
-        self.inputs.ids.pull()
-        self.inputs.logprobs.pull()
 
     def take(self, n_steps: int) -> int:
         """Extend every sequence by the tokens that `n_steps` steps have found; return how many of them count.

@@ -78,15 +78,9 @@ class SearchInputs:
     @property
     def buffers(self) -> list[Buffer]:
         """What the graph ``step`` takes of them, in its order."""
-        mirrors = self.ids, self.logprobs
         state = self.ranges, self.stamps, self.chosen, self.chosen_logprobs
-        return [
-            *(mirror.buffer for mirror in mirrors),
-            self.logits,
-            *(mirror.buffer for mirror in state),
-            self.suppressed,
-            self._rules,
-        ]
+        buffers = [self.ids.buffer, self.logprobs.buffer, self.logits, *(mirror.buffer for mirror in state)]
+        return [*buffers, self.suppressed, self._rules]
 
 
 class StepInputs:
