@@ -114,8 +114,8 @@ def write(page: Path, text: str) -> None:
 
 
 def declared() -> list[str]:
-    """Return the environments of tox.ini."""
-    command = [sys.executable, "-m", "tox", "--conf", str(ROOT / "tox.ini"), "list", "--no-desc", "-q"]
+    """Return the environments that a plain `tox` runs; gpu-targets is one that is asked for by its name."""
+    command = [sys.executable, "-m", "tox", "--conf", str(ROOT / "tox.ini"), "list", "-d", "--no-desc", "-q"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 

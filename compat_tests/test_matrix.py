@@ -126,3 +126,9 @@ def test_a_problem_is_an_exit_status_and_an_incomplete_run_leaves_the_page_alone
 
     assert "py312: no result, it took no part\n9 passed, " in capsys.readouterr().out
     assert page.read_text() == "as it was"
+
+
+def test_environments_that_are_asked_for_by_name_need_not_take_part():
+    declared = matrix.declared()
+    assert {"lint", "py311-whisper20250625"} <= set(declared)
+    assert "gpu-targets" not in declared
