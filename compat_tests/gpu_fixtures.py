@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whisper_max_plugin.graphs import KERNELS
 
-from .ptx import Kernel
+from .ptx import Kernel, Table
 
 SOURCE = Path(__file__).with_name("gpu_kernels.mojo")
 NOISE = 1e-5  # of float32, as a part of the largest value
@@ -42,15 +42,17 @@ class Kernels:
         grid: int | tuple[int, ...],
         block: int,
         outputs: Sequence[Tensor],
-        inputs: Sequence[Tensor],
+        inputs: Sequence[Tensor | Table],
         *sizes: int,
     ) -> None:
-        """Launch a kernel, which may write to the outputs alone."""
+        """Launch a kernel, which may write to the outputs, and to what a table of addresses leads to."""
         if name not in self._kernels:
             self._kernels[name] = Kernel(self._texts[name])
-        written, read = [array(output) for output in outputs], [array(given) for given in inputs]
+        written = [array(output) for output in outputs]
+        read = [given if isinstance(given, list) else array(given) for given in inputs]
         for given in read:
-            given.flags.writeable = False
+            if not isinstance(given, list):
+                given.flags.writeable = False
         self._kernels[name].run(grid, block, [*written, *read, *sizes])
 
 

@@ -13,6 +13,7 @@ from kernels.gpu_flash import causal_block, flash_block, store_block
 from kernels.gpu_gemm import gemm_block, scores_block
 from kernels.gpu_linear import linear_warp
 from kernels.gpu_search import search_block
+from kernels.memory import Places
 
 comptime In[type: DType] = Pointer[mut=False, Scalar[type], ImmutAnyOrigin]
 comptime Out[type: DType] = Pointer[mut=True, Scalar[type], MutAnyOrigin]
@@ -56,16 +57,20 @@ def self_attention[
     head_dim: Int
 ](
     y: Out[F32],
-    keys: Out[F32],
-    values: Out[F32],
     qkv: In[F32],
+    memory: In[I64],
     holders: In[I32],
-    position: In[I64],
-    batch: Int32,
+    positions: In[I64],
+    width: Int32,
+    layer: Int32,
+    n_group: Int32,
     n_text_ctx: Int32,
     n_state: Int32,
 ):
-    self_attention_block[head_dim](y, qkv, keys, values, holders, position, Int(batch), Int(n_text_ctx), Int(n_state))
+    var places = Places(Int(width), Int(layer))
+    self_attention_block[head_dim](
+        y, qkv, memory, holders, positions, places, Int(n_group), Int(n_text_ctx), Int(n_state)
+    )
 
 
 def cross_attention[
@@ -73,15 +78,17 @@ def cross_attention[
 ](
     parts: Out[F32],
     q: In[F32],
-    keys: In[F32],
-    values: In[F32],
+    memory: In[I64],
+    width: Int32,
+    layer: Int32,
     first_row: Int32,
     n_group: Int32,
     n_head: Int32,
     n_keys: Int32,
 ):
+    var places = Places(Int(width), Int(layer))
     cross_attention_block[rows, head_dim](
-        parts, q, keys, values, Int(first_row), Int(n_group), Int(n_head), Int(n_keys)
+        parts, q, memory, places, Int(first_row), Int(n_group), Int(n_head), Int(n_keys)
     )
 
 
@@ -131,7 +138,7 @@ def search(
 
 def follow(
     tokens: Out[I64],
-    position: Out[I64],
+    positions: Out[I64],
     ranges: Out[I64],
     stamps: Out[I64],
     chosen: Out[I64],
@@ -143,7 +150,7 @@ def follow(
     k: Int32,
 ):
     follow_block(
-        tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, Int(batch), Int(k)
+        tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, Int(batch), Int(k)
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .gpu_fixtures import (
     Kernels,
+    array,
     assert_close,
     assert_equal,
     attend,
@@ -22,32 +23,38 @@ from .gpu_fixtures import (
 __all__ = ["kernels", "seeded"]  # fixtures, found by name
 
 
+LAYER = 1
+UNUSED = [0] * 4  # the entries of another layer
+
+
 @pytest.mark.parametrize("head_dim", [48, 64])
-@pytest.mark.parametrize("position", [0, 5, 40, 300])
-def test_self_attention(kernels: Kernels, head_dim: int, position: int) -> None:
-    batch, n_head, n_text_ctx = 3, 2, 310
-    n_state = n_head * head_dim
+@pytest.mark.parametrize("positions", [[0, 0], [5, 300], [40, 7]])
+def test_self_attention(kernels: Kernels, head_dim: int, positions: list[int]) -> None:
+    """Of two windows at positions of their own, whose caches have three and four rows, and two sequences of each."""
+    n_head, n_text_ctx, n_group, n_rows = 2, 310, 2, [3, 4]
+    n_state, batch = n_head * head_dim, 2 * n_group
     qkv = 3 * torch.randn(batch, 3 * n_state)
     q, key, value = qkv.split(n_state, dim=1)
-    keys, values = torch.randn(2, n_text_ctx, batch, n_state)
-    keys[position:] = values[position:] = torch.nan  # nothing is there yet
-    holders = torch.randint(0, batch, (batch, n_text_ctx), dtype=torch.int32)
-    holders[:, position] = torch.arange(batch)
-    holders[:, position + 1 :] = 2**30  # nor known who will hold it
-    expected_keys, expected_values = keys.clone(), values.clone()
-    expected_keys[position], expected_values[position] = key, value
+    caches = [torch.randn(2, n_text_ctx, rows, n_state) for rows in n_rows]
+    holders = torch.stack([torch.randint(0, n_rows[b // n_group], (n_text_ctx,)) for b in range(batch)]).int()
+    at = torch.tensor(positions).repeat_interleave(n_group)
+    for b, position in enumerate(at.tolist()):
+        caches[b // n_group][:, position:] = torch.nan  # nothing is there yet
+        holders[b, position] = b % n_group + 1
+        holders[b, position + 1 :] = 2**30  # nor known who will hold it
+    expected = [cache.clone() for cache in caches]
+    for b, position in enumerate(at.tolist()):
+        expected[b // n_group][:, position, b % n_group + 1] = torch.stack([key[b], value[b]])
 
     y = unset(batch, n_state)
-    inputs = [qkv, holders, torch.tensor([position])]
-    kernels.run(
-        f"self_attention {head_dim}", (batch, n_head), 256, [y, keys, values], inputs, batch, n_text_ctx, n_state
-    )
-    assert_equal(keys, expected_keys)
-    assert_equal(values, expected_values)
-    filled = torch.arange(position + 1)
-    for b in range(batch):
-        rows = holders[b, filled].long()
-        seen = [split_heads(cache[filled, rows][None], head_dim) for cache in (keys, values)]
+    memory = [[rows, *UNUSED, *map(array, cache), 0, 0] for rows, cache in zip(n_rows, caches, strict=True)]
+    sizes = len(memory[0]), LAYER, n_group, n_text_ctx, n_state
+    kernels.run(f"self_attention {head_dim}", (batch, n_head), 256, [y], [qkv, memory, holders, at], *sizes)
+    for cache, expected_cache in zip(caches, expected, strict=True):
+        assert_equal(cache, expected_cache)
+    for b, position in enumerate(at.tolist()):
+        filled = torch.arange(position + 1)
+        seen = [split_heads(part[filled, holders[b, filled].long()][None], head_dim) for part in caches[b // n_group]]
         assert_close(y[b : b + 1], merge_heads(attend(split_heads(q[None, b : b + 1], head_dim), *seen))[0])
 
 
@@ -56,10 +63,12 @@ def run_cross_attention(kernels: Kernels, q: Tensor, keys: Tensor, values: Tenso
     n_audio, n_head, n_keys, head_dim = keys.shape
     n_group, n_parts = q.shape[1], blocks(n_keys, 256)
     parts, y = unset(n_audio * n_head, n_parts, n_group, head_dim + 2), unset(*q.shape)
+    apart = [[array(x.clone()) for x in audio] for audio in zip(keys, values, strict=True)]  # anywhere
+    memory = [[0, *UNUSED, 0, 0, *audio] for audio in apart]
     for first_row in range(0, n_group, 5):
         name = f"cross_attention {1 if n_group - first_row == 1 else 5}"
-        grid, sizes = (n_parts, n_audio * n_head), (first_row, n_group, n_head, n_keys)
-        kernels.run(name, grid, 256, [parts], [q, keys, values], *sizes)
+        grid, sizes = (n_parts, n_audio * n_head), (len(memory[0]), LAYER, first_row, n_group, n_head, n_keys)
+        kernels.run(name, grid, 256, [parts], [q, memory], *sizes)
     kernels.run("merge", n_audio * n_head, 256, [y], [parts], n_group, n_head, n_parts)
     return y
 

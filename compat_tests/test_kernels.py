@@ -12,13 +12,17 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.graphs import KERNELS
-from whisper_max_plugin.graphs.kernels import project
+from whisper_max_plugin.graphs.kernels import cross_attention, project, self_attention
 from whisper_max_plugin.session import session
 
 from .compare import assert_close
 
 STORED = ["float16", "bfloat16", "float32"]
 HEAD_DIM = 64
+N_HEAD = 2
+LAYER = 1
+UNUSED = [0] * 4  # the entries of another layer
+N_KEYS = [1, 17, 1500]
 CPU = DeviceRef.CPU()
 X, Y = TensorType(DType.float32, ["m", "k"], CPU), TensorType(DType.float32, ["m", "n"], CPU)
 BIAS = TensorType(DType.float32, ["n"], CPU)
@@ -51,23 +55,19 @@ def kernels() -> dict[str, Model]:
 
 
 def _add_attentions(module: Module) -> None:
-    parameters = {"head_dim": HEAD_DIM}
     out = TensorType(DType.float32, ["batch", "n_state"], CPU)
-    cache = BufferType(DType.float32, ["n_text_ctx", "n_audio", "n_group", "n_state"], CPU)
-    qkv = TensorType(DType.float32, ["batch", "n_qkv"], CPU)
+    qkv = TensorType(DType.float32, ["batch", 3 * N_HEAD * HEAD_DIM], CPU)
+    memory = TensorType(DType.int64, ["n_audio", "n_entries"], CPU)
     holders = TensorType(DType.int32, ["batch", "n_text_ctx"], CPU)
-    position = TensorType(DType.int64, [1], CPU)
-    name = "whisper_self_attention"
-    types = [out, qkv, cache, cache, holders, position]  # the first for its shape
-    with Graph(name, input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
-        _, qkv, keys, values, holders, position = graph.inputs
-        operands = [qkv.tensor, keys.buffer, values.buffer, holders.tensor, position.tensor]
-        graph.output(ops.inplace_custom(name, CPU, operands, [out], parameters=parameters)[0])
-    cross = TensorType(DType.float32, ["n_audio", "n_head", "n_audio_ctx", HEAD_DIM], CPU)
-    name = "whisper_cross_attention"
-    with Graph(name, input_types=[out, cross, cross], module=module, custom_extensions=[KERNELS]) as graph:
-        values = [value.tensor for value in graph.inputs]
-        graph.output(ops.custom(name, CPU, values, [out], parameters=parameters)[0])
+    positions = TensorType(DType.int64, ["batch"], CPU)
+    types = [qkv, memory, holders, positions]
+    with Graph("whisper_self_attention", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+        graph.output(self_attention(*(value.tensor for value in graph.inputs), LAYER, HEAD_DIM))
+    for n_keys in N_KEYS:
+        name = f"whisper_cross_attention_{n_keys}"
+        with Graph(name, input_types=[out, memory], module=module, custom_extensions=[KERNELS]) as graph:
+            q, memory_ = (value.tensor for value in graph.inputs)
+            graph.output(cross_attention(q, memory_, LAYER, n_keys, HEAD_DIM))
 
 
 def run(model: Model, *inputs: Tensor) -> Tensor:
@@ -108,42 +108,48 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize(("n_audio", "n_group"), [(1, 1), (1, 5), (3, 2)])
 @pytest.mark.parametrize("reordered", [False, True])
 def test_self_attention(kernels: dict[str, Model], n_filled: int, n_audio: int, n_group: int, reordered: bool) -> None:
-    n_text_ctx, n_head, batch = 448, 2, n_audio * n_group
-    n_state = n_head * HEAD_DIM
+    """Windows have caches of their own, and each is a token further than the one before, as long as there is room."""
+    n_text_ctx, batch, n_state = 448, n_audio * n_group, N_HEAD * HEAD_DIM
+    lengths = [min(n_filled + audio, n_text_ctx) for audio in range(n_audio)]
     qkv = 3 * torch.randn(batch, 3 * n_state)
-    keys, values = torch.randn(2, n_text_ctx, n_audio, n_group, n_state)
-    before = keys.clone(), values.clone()
-    own = torch.arange(batch)[:, None].expand(batch, n_text_ctx)
-    holders = torch.randint(batch, (batch, n_text_ctx)) if reordered else own.clone()
-    holders[:, n_filled - 1 :] = own[:, n_filled - 1 :]
-    position = torch.tensor([n_filled - 1])
-    out = torch.empty(batch, n_state)
-    actual = run(kernels["whisper_self_attention"], out, qkv, keys, values, holders.int(), position)
+    caches = [torch.randn(2, n_text_ctx, n_group + audio, n_state) for audio in range(n_audio)]  # some rows too many
+    before = [cache.clone() for cache in caches]
+    own = torch.arange(n_group)[:, None].expand(n_group, n_text_ctx)
+    holders = [torch.randint(n_group, own.shape) if reordered else own.clone() for _ in range(n_audio)]
+    for audio, length in enumerate(lengths):
+        holders[audio][:, length - 1 :] = own[:, length - 1 :]
+    positions = torch.tensor(lengths).repeat_interleave(n_group) - 1
+    memory = torch.tensor([[x.shape[2], *UNUSED, x[0].data_ptr(), x[1].data_ptr(), 0, 0] for x in caches])
+    actual = run(kernels["whisper_self_attention"], qkv, memory, torch.cat(holders).int(), positions)
 
-    q, k, v = qkv.split(n_state, dim=1)
-    others = torch.arange(n_text_ctx) != n_filled - 1
-    for cache, earlier, latest in ((keys, before[0], k), (values, before[1], v)):
-        assert torch.equal(cache[n_filled - 1].reshape(batch, n_state), latest), "the token is not in the cache"
-        assert torch.equal(cache[others], earlier[others]), "other positions were written to"
-    rows = holders.T[:n_filled]  # (n_filled, batch)
-    mine = [x.view(n_text_ctx, batch, n_state)[torch.arange(n_filled)[:, None], rows] for x in (keys, values)]
-    by_head = [x.view(n_filled, batch, n_head, HEAD_DIM).permute(1, 2, 0, 3) for x in mine]
-    expected = attend(q.view(batch, n_head, 1, HEAD_DIM), *by_head)
-    assert_close(actual, expected.reshape(batch, n_state))
+    for audio, length in enumerate(lengths):
+        rows = slice(audio * n_group, (audio + 1) * n_group)
+        q, *latest = qkv[rows].split(n_state, dim=1)
+        before[audio][:, length - 1, :n_group] = torch.stack(latest)
+        assert torch.equal(caches[audio], before[audio]), "the token is not in the cache, or something else is"
+        held = holders[audio].T[:length]  # (length, n_group)
+        mine = [x[torch.arange(length)[:, None], held] for x in caches[audio]]
+        by_head = [x.view(length, n_group, N_HEAD, HEAD_DIM).permute(1, 2, 0, 3) for x in mine]
+        expected = attend(q.view(n_group, N_HEAD, 1, HEAD_DIM), *by_head)
+        assert_close(actual[rows], expected.reshape(n_group, n_state))
 
 
-@pytest.mark.parametrize("n_keys", [1, 17, 1500])
+def attend_to_audio(kernels: dict[str, Model], q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    memory = [[0, *UNUSED, 0, 0, *(x.data_ptr() for x in audio)] for audio in zip(keys, values, strict=True)]
+    return run(kernels[f"whisper_cross_attention_{keys.shape[2]}"], q, torch.tensor(memory))
+
+
+@pytest.mark.parametrize("n_keys", N_KEYS)
 @pytest.mark.parametrize(("n_audio", "n_group"), [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 7), (3, 1), (2, 11)])
 def test_cross_attention(kernels: dict[str, Model], n_keys: int, n_audio: int, n_group: int) -> None:
-    n_head = 2
-    q = 3 * torch.randn(n_audio * n_group, n_head * HEAD_DIM)
-    keys, values = torch.randn(2, n_audio, n_head, n_keys, HEAD_DIM)
-    actual = run(kernels["whisper_cross_attention"], q, keys, values)
-    heads = q.view(n_audio, n_group, n_head, HEAD_DIM).transpose(1, 2)
-    assert_close(actual, attend(heads, keys, values).transpose(1, 2).reshape(q.shape))
+    q = 3 * torch.randn(n_audio * n_group, N_HEAD * HEAD_DIM)
+    keys, values = torch.randn(2, n_audio, N_HEAD, n_keys, HEAD_DIM)
+    heads = q.view(n_audio, n_group, N_HEAD, HEAD_DIM).transpose(1, 2)
+    expected = attend(heads, keys, values).transpose(1, 2).reshape(q.shape)
+    assert_close(attend_to_audio(kernels, q, keys, values), expected)
 
 
 def test_large_scores_do_not_overflow(kernels: dict[str, Model]) -> None:
     q = 1e4 * torch.randn(1, HEAD_DIM)
     keys, values = torch.randn(2, 1, 1, 1500, HEAD_DIM)
-    assert_close(run(kernels["whisper_cross_attention"], q, keys, values), attend(q[None, None], keys, values)[0, 0])
+    assert_close(attend_to_audio(kernels, q, keys, values), attend(q[None, None], keys, values)[0, 0])

@@ -36,7 +36,7 @@ Follow = Callable[[list[Tensor], list[Tensor]], None]
 
 @cache
 def graph() -> Model:
-    shapes = [["n_audio", "n_group"], [1], ["batch", 4], ["batch"], ["n_text_ctx", "batch"]]
+    shapes = [["n_audio", "n_group"], ["batch"], ["batch", 4], ["batch"], ["n_text_ctx", "batch"]]
     types: list[BufferType | TensorType] = [BufferType(DType.int64, shape, CPU) for shape in shapes]
     types.append(BufferType(DType.float32, ["n_text_ctx", "batch"], CPU))
     types += [BufferType(DType.int64, ["batch", "k"], CPU), BufferType(DType.float32, ["batch", "k"], CPU)]
@@ -78,7 +78,7 @@ def test_follow(run: Follow, rows: list[tuple[list[int], int]], k: int, with_tim
     position, batch = len(sequences[0]) - 1, len(rows)
 
     tokens = torch.tensor([[sequence[-1]] for sequence in sequences])
-    at = torch.tensor([position])
+    at = torch.full((batch,), position)
     ranges = torch.full((batch, 4), -7)
     stamps = torch.tensor([rules.latest_stamp(sequence) for sequence in sequences])
     chosen, chosen_logprobs = torch.full((N_TEXT_CTX, batch), -7), torch.full((N_TEXT_CTX, batch), -7.0)
@@ -91,7 +91,7 @@ def test_follow(run: Follow, rows: list[tuple[list[int], int]], k: int, with_tim
     expected = [EOT if sequence[-1] == EOT else best for sequence, (_, best) in zip(sequences, rows, strict=True)]
     longer = [[*sequence, token] for sequence, token in zip(sequences, expected, strict=True)]
     assert tokens.flatten().tolist() == chosen[position].tolist() == expected
-    assert at.tolist() == [position + 1]
+    assert at.tolist() == [position + 1] * batch
     assert ranges.tolist() == [list(rules.ranges(sequence)) for sequence in longer]
     assert stamps.tolist() == [rules.latest_stamp(sequence) for sequence in longer]
     assert torch.equal(chosen_logprobs[position], logprobs[:, 0])

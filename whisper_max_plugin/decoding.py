@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult,
 
 from .engine import Engine
 from .kv_cache import KVCache
+from .lockstep import current
 from .search import Rules, Search
 from .threads import one_torch_thread
 
@@ -95,7 +97,10 @@ class MaxInference(Inference):
             search.update(self.engine.device.put(self.logits(search.tokens, audio_features)[:, -1]))
             return 1
         n_steps = min(search.n_ahead, n_left)
-        self.model.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
+        if (lockstep := current(self.model)) is not None:
+            n_steps = lockstep.step(self.kv_cache, search, n_steps)
+        else:
+            self.model.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
         n_taken = search.take(n_steps)
         self.kv_cache.count(n_taken - n_steps)
         return n_taken
@@ -176,5 +181,7 @@ def decode(
         mel = mel.unsqueeze(0)
     if kwargs:
         options = replace(options, **kwargs)
-    results: list[DecodingResult] = MaxDecodingTask(model, options).run(mel)
+    lockstep = current(model)
+    with nullcontext() if lockstep is None else lockstep.decoding():
+        results: list[DecodingResult] = MaxDecodingTask(model, options).run(mel)
     return results[0] if single else results

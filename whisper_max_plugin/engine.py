@@ -149,7 +149,7 @@ class Engine:
 
         Parameters
         ----------
-        inputs : what `KVCache.next_step` returned; the logits of the last step lie in ``inputs.search.logits``
+        inputs : the logits of the last step, and what was found, then lie in ``inputs.search``
         n_steps : further steps continue with the best token of each sequence
         """
         assert self._step is not None, "asked for a graph that this model does not have, see `has_step`"
@@ -163,6 +163,7 @@ class Engine:
                 inputs.replay.run()
                 if inputs.replay.is_recorded:
                     REPORT.step_replayed()
+            inputs.search.pull(n_steps)
         REPORT.graph_run("step", n_steps)
 
     def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:

@@ -37,3 +37,7 @@ class FallbackError(WhisperMaxError, RuntimeError):
 
 class ForkedProcessError(WhisperMaxError, RuntimeError):
     """Graphs were asked to run in a process that was forked from one in which MAX had started."""
+
+
+class OptionError(WhisperMaxError, ValueError):
+    """A function was given an option that it does not have, or a value that cannot be meant."""

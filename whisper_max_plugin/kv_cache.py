@@ -11,7 +11,7 @@ import torch
 from max.driver import Buffer
 from torch import Tensor, nn
 
-from .step_inputs import SearchInputs, StepInputs
+from .step_inputs import SearchInputs, SearchKind, StepInputs
 
 if TYPE_CHECKING:
     from .engine import CrossKV, Engine
@@ -46,7 +46,9 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         """Forget everything, as a dict does: the next pass is a first one."""
         self._storage: dict[nn.Module, Buffer] = {}  # (n_text_ctx, batch, n_state)
         self._n_filled: dict[nn.Module, int] = {}
-        self._holders: npt.NDArray[np.int32] | None = None  # (batch, n_text_ctx), if rows are not in order
+        self._holders: npt.NDArray[np.int32] | None = None  # (batch, n_text_ctx)
+        self._in_order = True  # whether every sequence's entries are in its own row
+        self._memory: npt.NDArray[np.int64] | None = None
         self._step: StepInputs | None = None
         self.engine: Engine | None = None  # what computed the entries, from the first pass on
         self.checked_modules: list[nn.Module] = []  # the decoder's, once they were found to be upstream's
@@ -78,6 +80,33 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     @cross_kv.setter
     def cross_kv(self, buffers: CrossKV) -> None:
         self._cross = dict(zip(self._cross_modules, buffers, strict=True))
+        self._memory = None
+
+    @property
+    def n_audio(self) -> int:
+        """The number of windows."""
+        return next(iter(self._cross.values())).shape[0]
+
+    @property
+    def holders(self) -> npt.NDArray[np.int32]:
+        """Which row holds a sequence's entry at each position, (batch, n_text_ctx)."""
+        if self._holders is None:
+            self._holders = _own_rows(self._batch, self._n_text_ctx)
+        return self._holders
+
+    @property
+    def memory(self) -> npt.NDArray[np.int64]:
+        """Where the entries of each window lie, (n_audio, 1 + 4 * n_text_layer), see the graph ``step``."""
+        if self._memory is None:
+            own = np.array([self._storage[module]._data_ptr() for module in self._self_modules])
+            audio = [self._cross[module] for module in self._cross_modules]
+            n_audio, *of_window = audio[0].shape
+            windows = np.arange(n_audio)[:, None] * np.prod(of_window) * audio[0].dtype.size_in_bytes
+            addresses = np.empty((n_audio, len(own) // 2, 4), dtype=np.int64)
+            addresses[:, :, :2] = own.reshape(-1, 2)
+            addresses[:, :, 2:] = (windows + [buffer._data_ptr() for buffer in audio]).reshape(n_audio, -1, 2)
+            self._memory = np.insert(addresses.reshape(n_audio, -1), 0, self._batch, axis=1)
+        return self._memory
 
     def extend(self, batch: int, n_tokens: int) -> list[Buffer]:
         """Make room for `n_tokens` more and return every front, (n_filled, batch, n_state), key 0, value 0, ….
@@ -88,7 +117,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             if the batch is not that of the cache
         """
         self._put_in_order()
-        n_filled = self._grow(batch, n_tokens)
+        n_filled = self.grow(batch, n_tokens)
         return [self._storage[module][:n_filled, :, :] for module in self._self_modules]
 
     def next_step(self, tokens: Sequence[int], search: SearchInputs | None = None) -> StepInputs:
@@ -104,13 +133,14 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         RuntimeError
             if there are not as many tokens as sequences in the cache
         """
-        n_filled = self._grow(len(tokens), 1)
+        self.grow(len(tokens), 1)
         if self._step is None or (search is not None and search is not self._step.search):
-            storage = [self._storage[module] for module in self._self_modules]
-            holders = _own_rows(len(tokens), self._n_text_ctx) if self._holders is None else self._holders
-            search = search or SearchInputs(self._device, len(tokens), self._n_vocab, self._n_text_ctx)
-            self._step = StepInputs(storage, self.cross_kv or [], holders, search, self._device)
-        self._step.start_at(n_filled - 1, tokens)
+            any_token = SearchKind.of_any_token(self._n_vocab)
+            search = search or SearchInputs(self._device, len(tokens), self._n_text_ctx, any_token)
+            n_layer = len(self._self_modules) // 2
+            self._step = StepInputs(len(self.memory), n_layer, self._n_text_ctx, search, self._device)
+        self._step.seat(self, tokens)
+        self._step.push()
         return self._step
 
     def count(self, n_steps: int) -> None:
@@ -119,17 +149,13 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     def rearrange(self, source_indices: list[int]) -> None:
         """Let sequence i continue what was sequence ``source_indices[i]``, as beam search asks after a step."""
-        n_filled, batch = self.n_filled, len(source_indices)
-        held = self._batch
-        if self._holders is None:
-            self._holders = self._step.holders.array if self._step is not None else _own_rows(held, self._n_text_ctx)
+        n_filled, batch, held = self.n_filled, len(source_indices), self._batch
+        self._in_order = False
         if batch == held:
-            self._holders[:, :n_filled] = self._holders[source_indices, :n_filled]
-            if self._step is not None:
-                self._step.holders.push()
+            self.holders[:, :n_filled] = self.holders[source_indices, :n_filled]
             return
         holders = _own_rows(batch, self._n_text_ctx)
-        holders[:, :n_filled] = self._holders[source_indices, :n_filled]
+        holders[:, :n_filled] = self.holders[source_indices, :n_filled]
         self._holders, self._step = holders, None
         if batch < held:
             self._put_in_order()
@@ -141,11 +167,19 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def _batch(self) -> int:
         return next(iter(self._storage.values())).shape[1]
 
-    def _grow(self, batch: int, n_tokens: int) -> int:
+    def grow(self, batch: int, n_tokens: int) -> int:
+        """Make room for `n_tokens` more; return how many there are then.
+
+        Raises
+        ------
+        RuntimeError
+            if the batch is not that of the cache
+        """
         n_filled = self.n_filled + n_tokens
         for module in self._self_modules:
             if module not in self._storage:
                 self._storage[module] = self._device.empty((self._n_text_ctx, batch, module.out_features))
+                self._memory = None
         if self._batch != batch:
             raise RuntimeError(f"the kv_cache holds {self._batch} sequences, but {batch} were given")
         self._n_filled = dict.fromkeys(self._self_modules, n_filled)
@@ -153,18 +187,19 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     def _put_in_order(self) -> None:
         """Move each sequence's entries to its own row."""
-        if self._holders is None:
+        if self._in_order:
             return
         n_filled = self.n_filled
-        rows = torch.from_numpy(self._holders[:, :n_filled]).to(torch.int64).T  # (n_filled, batch)
+        rows = torch.from_numpy(self.holders[:, :n_filled]).to(torch.int64).T  # (n_filled, batch)
         positions = torch.arange(n_filled)[:, None]
         for module, storage in self._storage.items():
             self._storage[module] = self._stored(self._device.get(storage)[positions, rows], rows.shape[1])
-        self._holders = self._step = None
+        self._holders, self._in_order = None, True
 
     def _stored(self, filled: Tensor, batch: int) -> Buffer:
         """Return new memory for entries of a batch, of which `filled` (n_filled, rows, n_state) are the first."""
         n_filled, rows, n_state = filled.shape
+        self._memory = None
         storage = self._device.empty((self._n_text_ctx, batch, n_state))
         if self._device.shares_memory:
             self._device.get(storage)[:n_filled, :rows] = filled
@@ -186,7 +221,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
         self._put_in_order()
-        self._step = None
+        self._step = self._memory = self._holders = None
         x = x.detach().to("cpu", torch.float32)
         if module in self._self_modules:
             self._storage[module] = self._stored(x.transpose(0, 1), x.shape[0])  # a copy: x may be a view of the old

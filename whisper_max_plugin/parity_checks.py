@@ -22,7 +22,7 @@ from .decoding import MaxInference
 from .errors import CheckpointError
 from .model import MaxWhisper
 from .search import Rules, Search
-from .step_inputs import NO_TOKEN, SearchInputs
+from .step_inputs import NO_TOKEN, SearchInputs, SearchKind
 
 N_PROMPT = 200  # tokens, like the text before a window
 N_STEPS = 20
@@ -182,9 +182,11 @@ def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
             results += [logprobs.topk(N_BEAM).values] * 2
             continue
         engine = model.decoder.runtime.engine()
-        found = SearchInputs(engine.device, 1, model.dims.n_vocab, 1, n_candidates=N_BEAM, suppressed=suppressed)
+        kind = SearchKind.of_any_token(model.dims.n_vocab, N_BEAM, suppressed)
+        found = SearchInputs(engine.device, 1, model.dims.n_text_ctx, kind)
         engine.search(engine.device.put(logits.clone()), found, found.suppressed)
-        results += [torch.from_numpy(found.logprobs.pull()), logprobs.gather(1, torch.from_numpy(found.ids.pull()))]
+        found.pull()
+        results += [torch.from_numpy(found.logprobs.array), logprobs.gather(1, torch.from_numpy(found.ids.array))]
     return results
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -23,14 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Computed:
-    """A graph's result, and a copy of the input it belongs to."""
+    """A graph's result, a copy of the input it belongs to, and what computed it."""
 
+    engine: weakref.ref[Engine]
     input: Tensor
     output: Any
 
 
+class _Window(threading.local):
+    """The window that a thread works on: threads that decode together have one each."""
+
+    encoded: _Computed | None = None
+    projected: _Computed | None = None
+
+
 class Runtime:
-    """Binds a model's parameters to compiled graphs, and remembers the latest window.
+    """Binds a model's parameters to compiled graphs, and remembers each thread's latest window.
 
     Upstream encodes the same window again for language detection, for each temperature of the fallback and for
     word alignment. The latest mel and its features are kept here, as are the latest features and their
@@ -52,8 +61,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._fingerprint: _Fingerprint | None = None
-        self._encoded: _Computed | None = None
-        self._projected: _Computed | None = None
+        self._window = _Window()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dims": self.dims, "device": self.device, "_modules": self._modules}
@@ -86,30 +94,35 @@ class Runtime:
             if self._engine is None or self._fingerprint is None or not self._fingerprint.fits(state):
                 self._engine = Engine(self.dims, state, self.device)
                 self._fingerprint = _Fingerprint(state)
-                self._encoded = self._projected = None
             return self._engine
 
     def encode(self, mel: Tensor) -> Tensor:
         """Encode mel (B, n_mels, 2 * n_audio_ctx), float32 on the host, unless it is the latest one again."""
         with self._lock:
-            engine = self.engine()
-            if self._encoded is not None and _equal(self._encoded.input, mel):
+            engine, window = self.engine(), self._window
+            if _is_known(window.encoded, engine, mel):
                 REPORT.encoder_run_saved()
             else:
-                self._encoded = None  # let go before the next is computed, so that memory holds one of them
-                self._encoded = _Computed(mel.clone(), engine.encode(mel))
-            features: Tensor = self._encoded.output
+                window.encoded = None  # let go before the next is computed, so that memory holds one of them
+                window.encoded = _Computed(weakref.ref(engine), mel.clone(), engine.encode(mel))
+            features: Tensor = window.encoded.output
             return features.clone()  # the caller may write to it
 
     def cross_kv(self, audio_features: Tensor) -> CrossKV:
         """Project audio_features (n_audio, n_audio_ctx, n_audio_state), unless they are the latest ones again."""
         with self._lock:
-            engine = self.engine()
-            if self._projected is None or not _equal(self._projected.input, audio_features):
-                self._projected = None
-                self._projected = _Computed(audio_features.clone(), engine.cross_kv(audio_features))
-            cross_kv: CrossKV = self._projected.output
+            engine, window = self.engine(), self._window
+            if not _is_known(window.projected, engine, audio_features):
+                window.projected = None
+                window.projected = _Computed(
+                    weakref.ref(engine), audio_features.clone(), engine.cross_kv(audio_features)
+                )
+            cross_kv: CrossKV = window.projected.output
             return cross_kv
+
+
+def _is_known(latest: _Computed | None, engine: Engine, x: Tensor) -> TypeGuard[_Computed]:
+    return latest is not None and latest.engine() is engine and _equal(latest.input, x)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -22,7 +22,7 @@ from whisper.decoding import (
 )
 
 from .engine import Engine
-from .step_inputs import NO_STAMP, NO_TOKEN, Ranges, SearchInputs, suppressed_tokens
+from .step_inputs import NO_STAMP, NO_TOKEN, Ranges, SearchInputs, SearchKind, suppressed_tokens
 
 STEPS_AHEAD = 8
 """Steps that a GPU takes between two looks of the host; up to seven are in vain where a text ends."""
@@ -139,18 +139,15 @@ class Search:
         self.n_ahead = STEPS_AHEAD if self._is_greedy and not engine.device.shares_memory else 1
         batch = len(self.sequences)
         self._sums = np.zeros(batch, dtype=np.float32)
-        tokenizer = rules.timestamps.tokenizer if rules.timestamps is not None else None
-        self.inputs = SearchInputs(
-            engine.device,
-            batch,
+        kind = SearchKind(
             rules.n_vocab,
-            engine.dims.n_text_ctx,
             # one more than beam search looks at, to see whether it is as good as the last of them
             n_candidates=1 if self._beam is None else self._beam.beam_size + 2,
-            suppressed=rules.suppressed,
+            suppressed=tuple(rules.suppressed),
             eot=getattr(decoder, "eot", NO_TOKEN),
-            timestamp_begin=None if tokenizer is None else tokenizer.timestamp_begin,
+            timestamp_begin=rules.n_vocab if rules.timestamps is None else rules.timestamps.tokenizer.timestamp_begin,
         )
+        self.inputs = SearchInputs(engine.device, batch, engine.dims.n_text_ctx, kind)
         self._suppressed_first = engine.device.put(suppressed_tokens(rules.suppressed_first))
 
     @property
@@ -193,9 +190,10 @@ class Search:
     def find_candidates(self, logits: Buffer) -> None:
         """Filter logits (batch, n_vocab) in place, and find the best tokens, as a step does with its own."""
         self._engine.search(logits, self.ask(), self._suppressed_first if self._begins else self.inputs.suppressed)
+        self.inputs.pull()
 
     def take(self, n_steps: int) -> int:
-        """Extend every sequence by the tokens that `n_steps` steps have found; return how many of them count.
+        """Extend every sequence by the tokens that `n_steps` steps have left in `inputs`; return how many count.
 
         They count up to the end of all sequences, or to a token of which upstream's code has to say what follows.
         """
@@ -208,7 +206,7 @@ class Search:
 
     def _take_best(self, n_steps: int) -> int:
         """Extend the sequences by the best tokens of a greedy search, as long as upstream would choose them."""
-        chosen, logprobs = self.inputs.chosen.pull(), self.inputs.chosen_logprobs.pull()
+        chosen, logprobs = self.inputs.chosen.array, self.inputs.chosen_logprobs.array
         position = len(self.sequences[0]) - 1
         for step in range(n_steps):
             if not np.isfinite(logprobs[position + step]).all():
@@ -221,7 +219,7 @@ class Search:
 
     def _take_last(self, filtered: Buffer) -> None:
         """Extend the sequences by what the latest search has found, and left of the logits (batch, n_vocab)."""
-        ids, logprobs = self.inputs.ids.pull(), self.inputs.logprobs.pull()
+        ids, logprobs = self.inputs.ids.array, self.inputs.logprobs.array
         if self._is_greedy and np.isfinite(logprobs).all():
             self._choose(ids[:, 0], logprobs[:, 0])
         elif self._beam is not None and _is_clear(logprobs, self._beam.beam_size + 1):

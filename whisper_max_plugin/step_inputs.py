@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from max.driver import Buffer
 
@@ -14,13 +14,39 @@ from .devices import Device, Mirror, push_all
 from .replay import Replay
 
 if TYPE_CHECKING:
-    from .engine import CrossKV
+    from .kv_cache import KVCache
 
 Ranges = tuple[int, int, int, int]
 """The tokens that a sequence may choose: text from [0] to [1], and timestamps from [2] to [3]."""
 
 NO_STAMP = -1
 NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class SearchKind:
+    """What searches have in common that run together.
+
+    Attributes
+    ----------
+    n_vocab : int
+    n_candidates : int
+        tokens to be found for each sequence
+    suppressed : tokens that cannot be chosen
+    eot, timestamp_begin : int
+        the token that ends a text, or `NO_TOKEN`, and the first timestamp, or `n_vocab`
+    """
+
+    n_vocab: int
+    n_candidates: int
+    suppressed: tuple[int, ...]
+    eot: int
+    timestamp_begin: int
+
+    @classmethod
+    def of_any_token(cls, n_vocab: int, n_candidates: int = 1, suppressed: Sequence[int] = ()) -> SearchKind:
+        """Return the kind in which no token means anything."""
+        return cls(n_vocab, n_candidates, tuple(suppressed), NO_TOKEN, n_vocab)
 
 
 class SearchInputs:
@@ -30,12 +56,8 @@ class SearchInputs:
     ----------
     device : Device
     batch : int
-    n_candidates : int
-        tokens to be found for each sequence
-    n_vocab, n_text_ctx : int
-    suppressed : tokens that cannot be chosen
-    eot, timestamp_begin : int
-        the token that ends a text, and the first timestamp; the size of the vocabulary where there is none
+    n_text_ctx : int
+    kind : SearchKind
 
     Attributes
     ----------
@@ -52,28 +74,18 @@ class SearchInputs:
         the best token behind each position, as the steps have left it
     """
 
-    def __init__(
-        self,
-        device: Device,
-        batch: int,
-        n_vocab: int,
-        n_text_ctx: int,
-        *,
-        n_candidates: int = 1,
-        suppressed: Sequence[int] = (),
-        eot: int = NO_TOKEN,
-        timestamp_begin: int | None = None,
-    ) -> None:
-        begin = n_vocab if timestamp_begin is None else timestamp_begin
-        self.ids = Mirror(np.zeros((batch, n_candidates), dtype=np.int64), device)
-        self.logprobs = Mirror(np.zeros((batch, n_candidates), dtype=np.float32), device)
+    def __init__(self, device: Device, batch: int, n_text_ctx: int, kind: SearchKind) -> None:
+        n_vocab, k = kind.n_vocab, kind.n_candidates
+        self.kind = kind
+        self.ids = Mirror(np.zeros((batch, k), dtype=np.int64), device)
+        self.logprobs = Mirror(np.zeros((batch, k), dtype=np.float32), device)
         self.logits = device.empty((batch, n_vocab))
         self.ranges = Mirror(np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64), device)
         self.stamps = Mirror(np.full(batch, NO_STAMP, dtype=np.int64), device)
         self.chosen = Mirror(np.zeros((n_text_ctx, batch), dtype=np.int64), device)
         self.chosen_logprobs = Mirror(np.zeros((n_text_ctx, batch), dtype=np.float32), device)
-        self.suppressed = device.put(suppressed_tokens(suppressed))
-        self._rules = device.put(torch.tensor([eot, begin, n_vocab]))
+        self.suppressed = device.put(suppressed_tokens(kind.suppressed))
+        self._rules = device.put(torch.tensor([kind.eot, kind.timestamp_begin, n_vocab]))
 
     @property
     def buffers(self) -> list[Buffer]:
@@ -82,54 +94,83 @@ class SearchInputs:
         buffers = [self.ids.buffer, self.logprobs.buffer, self.logits, *(mirror.buffer for mirror in state)]
         return [*buffers, self.suppressed, self._rules]
 
+    def pull(self, n_steps: int = 1) -> None:
+        """Bring to the host what the latest search has found, and what was chosen by `n_steps` - 1 steps before it."""
+        self.ids.pull()
+        self.logprobs.pull()
+        if n_steps > 1:
+            self.chosen.pull()
+            self.chosen_logprobs.pull()
+
+    def ask_for(self, other: SearchInputs, rows: slice) -> None:
+        """Let `rows` be the sequences of another search."""
+        self.ranges.array[rows] = other.ranges.array
+        self.stamps.array[rows] = other.stamps.array
+
+    def answer(self, other: SearchInputs, rows: slice, n_steps: int) -> None:
+        """Give another search, on the host, what was found in `n_steps` steps for `rows`, which are its sequences."""
+        other.ids.array[:], other.logprobs.array[:] = self.ids.array[rows], self.logprobs.array[rows]
+        other.logits = self.logits[rows, :]
+        if n_steps > 1:
+            other.chosen.array[:] = self.chosen.array[:, rows]
+            other.chosen_logprobs.array[:] = self.chosen_logprobs.array[:, rows]
+
 
 class StepInputs:
-    """What the graph ``step`` takes.
+    """What the graph ``step`` takes for some windows, of one decode or of several.
 
     Parameters
     ----------
-    storage : the cache's memory, each (n_text_ctx, n_audio * n_group, n_state)
-    cross_kv : as the graph ``cross_kv`` returned them for n_audio windows
-    holders : ndarray, shape = (n_audio * n_group, n_text_ctx), int32
-        the row of the cache that holds a sequence's entry at each position
+    n_audio : int
+        windows, of as many sequences each
+    n_layer, n_text_ctx : int
+        of the decoder
     search : SearchInputs
+        of all of their sequences
     device : Device
     """
 
-    def __init__(
-        self,
-        storage: Sequence[Buffer],
-        cross_kv: CrossKV,
-        holders: npt.NDArray[np.int32],
-        search: SearchInputs,
-        device: Device,
-    ) -> None:
-        n_text_ctx, batch, n_state = storage[0].shape
-        n_audio = cross_kv[0].shape[0]
+    def __init__(self, n_audio: int, n_layer: int, n_text_ctx: int, search: SearchInputs, device: Device) -> None:
+        batch = search.ids.array.shape[0]
         self.search = search
         self.replay: Replay | None = None  # made by who runs the graph
-        self.holders = Mirror(holders, device)
         self._tokens = Mirror(np.zeros((n_audio, batch // n_audio), dtype=np.int64), device)
-        self._position = Mirror(np.zeros(1, dtype=np.int64), device)
-        self.buffers = [
-            self._tokens.buffer,
-            self._position.buffer,
-            *search.buffers,
-            self.holders.buffer,
-            *(x.view(x.dtype, (n_text_ctx, n_audio, batch // n_audio, n_state)) for x in storage),
-            *cross_kv,
-        ]
+        self._positions = Mirror(np.zeros(batch, dtype=np.int64), device)
+        self._holders = Mirror(np.zeros((batch, n_text_ctx), dtype=np.int32), device)
+        self._memory = Mirror(np.zeros((n_audio, 1 + 4 * n_layer), dtype=np.int64), device)
+        self._moved = False
+        mirrors = self._tokens, self._positions, self._holders, self._memory
+        tokens, positions, holders, memory = (mirror.buffer for mirror in mirrors)
+        self.buffers = [tokens, positions, *search.buffers, holders, memory]
 
-    def start_at(self, position: int, tokens: Sequence[int]) -> None:
-        """Say what the next step continues; without it, a step continues what the one before has chosen."""
-        self._tokens.array[:] = np.reshape(tokens, self._tokens.array.shape)
-        self._position.array[0] = position
-        push_all(self.changing)
+    def seat(self, cache: KVCache, tokens: Sequence[int], first: int = 0) -> None:
+        """Say what the next step continues; without it, a step continues what the one before has chosen.
+
+        Parameters
+        ----------
+        cache : of windows that come to lie from `first` on
+        tokens : the latest of each of their sequences, for which the cache has room
+        first : int
+        """
+        n_group = self._tokens.array.shape[1]
+        windows = slice(first, first + len(cache.memory))
+        rows = slice(windows.start * n_group, windows.stop * n_group)
+        self._tokens.array[windows] = np.reshape(tokens, (-1, n_group))
+        self._positions.array[rows] = cache.n_filled - 1
+        for mirror, place, values in ((self._holders, rows, cache.holders), (self._memory, windows, cache.memory)):
+            if not np.array_equal(mirror.array[place], values):
+                mirror.array[place] = values
+                self._moved = True
+
+    def push(self) -> None:
+        """Bring to the device what was said."""
+        push_all([*self.changing, self._holders, self._memory] if self._moved else self.changing)
+        self._moved = False
 
     @property
     def changing(self) -> tuple[Mirror, ...]:
         """What a step reads, and writes for the next: where it starts, and what may follow."""
-        return self._tokens, self._position, self.search.ranges, self.search.stamps
+        return self._tokens, self._positions, self.search.ranges, self.search.stamps
 
 
 def suppressed_tokens(tokens: Sequence[int]) -> torch.Tensor:

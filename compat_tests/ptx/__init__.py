@@ -6,7 +6,7 @@ All threads run in step: always the instruction with the lowest number at which 
 
 from __future__ import annotations
 
-from .kernel import Kernel
+from .kernel import Kernel, Table
 from .memory import AccessError, KernelError, RaceError
 
-__all__ = ["AccessError", "Kernel", "KernelError", "RaceError"]
+__all__ = ["AccessError", "Kernel", "KernelError", "RaceError", "Table"]

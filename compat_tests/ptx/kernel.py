@@ -12,6 +12,9 @@ from .machine import Machine, Step
 from .memory import Memory
 from .text import Variable, parse
 
+Table = Sequence[Sequence["int | np.ndarray[Any, Any]"]]
+"""Rows of 64-bit numbers, and of arrays, whose addresses the kernel finds there."""
+
 _THREADS = 16384  # that run at a time
 _GAP = 256  # bytes between variables, and before the first
 
@@ -63,8 +66,8 @@ class Kernel:
         grid, block
             Numbers of blocks and of threads in each, by up to three dimensions.
         args
-            One value for each parameter: an array, which the kernel changes in place, or a number. For a structure a
-            tuple of these, where Python's own int takes 8 bytes.
+            One value for each parameter: an array, which the kernel changes in place, a `Table`, or a number. For a
+            structure a tuple of these, where Python's own int takes 8 bytes.
         dynamic_shared
             Bytes of shared memory for a variable that is declared without a size.
         limit
@@ -147,6 +150,10 @@ def _lay_out(variables: list[Variable], symbols: dict[str, int], dynamic: int) -
 
 
 def _bytes(name: str, given: Any, size: int, memory: Memory) -> bytes:
+    if isinstance(given, list):
+        entries = [[_bytes(f"an entry of {name}", entry, 8, memory) for entry in row] for row in given]
+        given = np.array([[int.from_bytes(entry, "little") for entry in row] for row in entries], np.int64)
+        given.flags.writeable = False
     if isinstance(given, np.ndarray):
         return memory.add(name, given).to_bytes(8, "little")
     if isinstance(given, np.generic):

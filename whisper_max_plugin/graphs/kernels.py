@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from max.graph import BufferValue, TensorType, TensorValue, ops
+from max.dtype import DType
+from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, ops
 
 KERNELS = Path(__file__).parent.parent / "kernels"
 """What graphs take as ``custom_extensions``, and the compiler again for a module of graphs."""
@@ -38,35 +39,34 @@ def linear_add(x: TensorValue, weight: TensorValue, bias: TensorValue, residual:
 
 def self_attention(
     qkv: TensorValue,
-    keys: BufferValue,
-    values: BufferValue,
+    memory: TensorValue,
     holders: TensorValue,
-    position: TensorValue,
+    positions: TensorValue,
+    layer: int,
     head_dim: int,
 ) -> TensorValue:
-    """Write one token's keys and values into a cache, and attend to all up to it.
+    """Write one token's keys and values into the caches, and attend to all up to it.
 
-    qkv (batch, 3 * n_state); keys and values (n_text_ctx, n_audio, n_group, n_state); holders (batch, n_text_ctx)
-    int32, the row of the cache that holds a sequence's entry at each position; position (1) int64. Returns
-    (batch, n_state).
+    qkv (batch, 3 * n_state); memory (n_audio, 1 + 4 * n_layer) int64, see `step_inputs.StepInputs`; holders (batch,
+    n_text_ctx) int32, the row of the cache that holds a sequence's entry at each position; positions (batch) int64.
+    Returns (batch, n_state).
     """
-    out = TensorType(qkv.dtype, [qkv.shape[0], keys.shape[3]], qkv.device)
-    operands = [qkv, keys, values, holders, position]
+    out = TensorType(qkv.dtype, [qkv.shape[0], int(qkv.shape[1]) // 3], qkv.device)
+    operands = [qkv, memory, holders, positions, _number(layer)]
     parameters = {"head_dim": head_dim}
-    return ops.inplace_custom("whisper_self_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor
+    return ops.custom("whisper_self_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor
 
 
-def cross_attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
-    """Attend to the keys and values of windows, (n_audio, n_head, n_audio_ctx, head_dim), with q (batch, n_state)."""
-    n_audio, n_head, n_keys, head_dim = keys.shape
-    parameters = {"head_dim": int(head_dim)}
-    operands = [q, keys, values]
+def cross_attention(q: TensorValue, memory: TensorValue, layer: int, n_audio_ctx: int, head_dim: int) -> TensorValue:
+    """Attend with q (batch, n_state) to the audio of windows; memory as in `self_attention`."""
+    parameters = {"head_dim": head_dim}
+    operands = [q, memory, _number(layer), _number(n_audio_ctx)]
     if not q.device.is_gpu():
         return ops.custom("whisper_cross_attention", q.device, operands, [q.type], parameters=parameters)[0].tensor
     # a head has too few queries to keep a GPU busy, so that blocks share its keys
-    n_parts = -(-int(n_keys) // KEYS_OF_A_BLOCK)
-    shape = [n_audio * n_head, n_parts, q.shape[0] // n_audio, int(head_dim) + 2]
-    parts = TensorType(q.dtype, shape, q.device)
+    n_audio, n_head = memory.shape[0], int(q.shape[1]) // head_dim
+    n_parts = -(-n_audio_ctx // KEYS_OF_A_BLOCK)
+    parts = TensorType(q.dtype, [n_audio * n_head, n_parts, q.shape[0] // n_audio, head_dim + 2], q.device)
     (merged,) = ops.custom("whisper_cross_attention_parts", q.device, operands, [parts], parameters=parameters)
     return ops.custom("whisper_cross_attention_merge", q.device, [merged], [q.type], parameters=parameters)[0].tensor
 
@@ -84,7 +84,7 @@ def search(
 
 def follow(
     tokens: BufferValue,
-    position: BufferValue,
+    positions: BufferValue,
     ranges: BufferValue,
     stamps: BufferValue,
     chosen: BufferValue,
@@ -95,11 +95,11 @@ def follow(
 ) -> None:
     """Let every sequence continue with its best token: write what the next step reads, and note what was chosen.
 
-    tokens (n_audio, n_group), position (1), ranges (batch, 4) and stamps (batch), the latest timestamps, int64; chosen
-    int64 and chosen_logprobs (n_text_ctx, batch); ids and logprobs (batch, k), as `search` writes them; rules (3)
-    int64: the token that ends a text, the first timestamp, the size of the vocabulary.
+    tokens (n_audio, n_group), positions (batch), ranges (batch, 4) and stamps (batch), the latest timestamps, int64;
+    chosen int64 and chosen_logprobs (n_text_ctx, batch); ids and logprobs (batch, k), as `search` writes them; rules
+    (3) int64: the token that ends a text, the first timestamp, the size of the vocabulary.
     """
-    operands = [tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules]
+    operands = [tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules]
     ops.inplace_custom("whisper_follow", tokens.device, operands)
 
 
@@ -181,3 +181,8 @@ def _matmul(name: str, x: TensorValue, weight: TensorValue, *operands: TensorVal
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:
     return TensorType(x.dtype, [x.shape[0], weight.shape[0]], x.device)
+
+
+def _number(value: int) -> TensorValue:
+    """What an operation takes as a scalar; the host reads it when it starts the operation."""
+    return ops.constant(value, DType.int32, device=DeviceRef.CPU())

@@ -16,25 +16,27 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     A step reads every weight for a few rows, so memory is what it waits for: the linear layers' weights are read
     as they are `stored`, float16 for OpenAI's checkpoints, and multiplied and summed up in `dtype`.
 
-    Every input is memory that stays the same for a whole decode. A run writes all that the next one reads, so that
+    Every input is memory that stays the same from step to step. A run writes all that the next one reads, so that
     steps of greedy decoding follow each other without the host; for beams and samples the host writes over it.
+
+    Windows share nothing but the step: each is at a position of its own, and its keys and values lie where `memory`
+    says. So windows of different recordings run together, and none of their memory is moved.
 
     Inputs
     ------
-    tokens (n_audio, n_group) int64; position (1) int64, of these tokens; what the graph ``search`` takes, whose logits
-    it computes; stamps, chosen, chosen_logprobs and rules, see `kernels.follow`; holders (n_audio * n_group,
-    n_text_ctx) int32, the row of the cache that holds a sequence's keys and values at each position: beams that share
-    their past share its entries, and a reorder moves nothing else; 2 * n_text_layer self-attention buffers (n_text_ctx,
-    n_audio, n_group, n_text_state), key 0, value 0, …; 2 * n_text_layer cross-attention tensors as the graph
-    ``cross_kv`` returns them.
+    tokens (n_audio, n_group) int64; positions (batch) int64, of these tokens, batch being n_audio * n_group; what the
+    graph ``search`` takes, whose logits it computes; stamps, chosen, chosen_logprobs and rules, see `kernels.follow`;
+    holders (batch, n_text_ctx) int32, the row of its window's cache that holds a sequence's keys and values at each
+    position: beams that share their past share its entries, and a reorder moves nothing else; memory (n_audio,
+    1 + 4 * n_text_layer) int64: how many rows the window's cache has at each position, and of each layer the addresses
+    of the cache's keys and values (n_text_ctx, n_rows, n_text_state), and of those of the audio (n_text_head,
+    n_audio_ctx, head_dim).
     """
-    n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
-    head_dim = n_state // n_head
-    cache_type = BufferType(dtype, [dims.n_text_ctx, "n_audio", "n_group", n_state], device)
-    cross_type = TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
+    n_state, n_layer = dims.n_text_state, dims.n_text_layer
+    head_dim = n_state // dims.n_text_head
     input_types = [
         BufferType(DType.int64, ["n_audio", "n_group"], device),
-        BufferType(DType.int64, [1], device),
+        BufferType(DType.int64, ["batch"], device),  # positions
         BufferType(DType.int64, ["batch", "k"], device),  # ids
         BufferType(dtype, ["batch", "k"], device),  # logprobs
         BufferType(dtype, ["batch", dims.n_vocab], device),  # logits
@@ -45,22 +47,17 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
         TensorType(DType.int64, ["n_suppressed"], device),
         TensorType(DType.int64, [3], device),  # rules
         TensorType(DType.int32, ["batch", dims.n_text_ctx], device),  # holders
-        *[cache_type] * (2 * n_layer),
-        *[cross_type] * (2 * n_layer),
+        TensorType(DType.int64, ["n_audio", 1 + 4 * n_layer], device),  # memory
     ]
 
     with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
         weights = Weights(dtype, device)
         stored_weights = Weights(stored, device)
-        values = iter(graph.inputs)
-        tokens, position, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (
-            next(values).buffer for _ in range(9)
-        )
-        suppressed, rules, holders = (next(values).tensor for _ in range(3))
-        caches = [next(values).buffer for _ in range(2 * n_layer)]
-        cross_kv = [value.tensor for value in values]
+        buffers, tensors = graph.inputs[:9], graph.inputs[9:]
+        tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (x.buffer for x in buffers)
+        suppressed, rules, holders, memory = (x.tensor for x in tensors)
         batch = holders.shape[0]
-        at = ops.buffer_load(position)
+        at = ops.buffer_load(positions)
 
         def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
             """Return a linear layer's weight and bias; three layers in one are laid out for this graph."""
@@ -68,21 +65,21 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
             return stored_weights(f"stored.{name}.weight", n_out, n_in), weights(bias, n_out)
 
         token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
-        positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
+        position_table = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
         x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(dtype)
         x = ops.rebind(x, [batch, n_state])
-        x = x + ops.gather(positions, at, axis=0)  # (batch, n_state)
+        x = x + ops.gather(position_table, at, axis=0)  # (batch, n_state)
 
         for layer in range(n_layer):
             name = f"blocks.{layer}"
             h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
             qkv = linear(h, *matrix(f"{name}.attn.qkv", 3 * n_state, n_state))
-            a = self_attention(qkv, caches[2 * layer], caches[2 * layer + 1], holders, at, head_dim)
+            a = self_attention(qkv, memory, holders, at, layer, head_dim)
             x = linear_add(a, *matrix(f"{name}.attn.out", n_state, n_state), x)
 
             h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
             q = linear(h, *matrix(f"{name}.cross_attn.query", n_state, n_state))
-            a = cross_attention(q, cross_kv[2 * layer], cross_kv[2 * layer + 1])
+            a = cross_attention(q, memory, layer, dims.n_audio_ctx, head_dim)
             x = linear_add(a, *matrix(f"{name}.cross_attn.out", n_state, n_state), x)
 
             h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)
@@ -92,5 +89,5 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
         x = layer_norm(x, weights, "decoder.ln", n_state)
         project(logits, x, token_embedding)
         search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges))
-        follow(tokens, position, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
+        follow(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
         graph.output()

@@ -2,16 +2,14 @@
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
-from extensibility import _MutableInputTensor as MutableInputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import exp, rsqrt
-from std.sys import simd_width_of
 
 from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
+from .memory import Places
+from .vectors import Floats, WIDTH, sum_each
 
-comptime WIDTH = simd_width_of[DType.float32]()
-comptime Floats = SIMD[DType.float32, WIDTH]
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
 
 
@@ -50,15 +48,25 @@ def attend[
             return t * key_stride + Int(holders[unsafe_offset=t]) * row_stride
         return t * key_stride
 
-    for t in range(n_keys):
-        var key = k.unsafe_offset(offset(t))
-        var products = Array[Floats, rows](fill=Floats(0))
-        comptime for i in range(lanes):
-            var ks = key.unsafe_load[width=WIDTH](i * WIDTH)
-            comptime for r in range(rows):
-                products[r] = ks.fma(qs[r * lanes + i], products[r])
+    @always_inline
+    def score[n: Int](t: Int) {imm}:
+        """Multiply with `n` keys from the one at t on."""
+        var products = Array[Floats, rows * n](fill=Floats(0))
+        comptime for j in range(n):
+            var key = k.unsafe_offset(offset(t + j))
+            comptime for i in range(lanes):
+                var ks = key.unsafe_load[width=WIDTH](i * WIDTH)
+                comptime for r in range(rows):
+                    products[r * n + j] = ks.fma(qs[r * lanes + i], products[r * n + j])
         comptime for r in range(rows):
-            p[unsafe_offset = r * padded + t] = products[r].reduce_add()
+            p.unsafe_store(r * padded + t, sum_each[n](products, r * n))
+
+    comptime together = min(WIDTH, 8 if rows == 1 else 4)
+    var together_end = n_keys - n_keys % together
+    for t in range(0, together_end, together):
+        score[together](t)
+    for t in range(together_end, n_keys):
+        score[1](t)
 
     var inverse = Array[Scalar[DType.float32], rows](fill=0)
     comptime for r in range(rows):
@@ -91,9 +99,9 @@ def attend[
 struct SelfAttention[head_dim: Int]:
     """Write one token's keys and values into the cache at its position, and attend to all up to it.
 
-    y (n_audio * n_group, n_state); qkv (n_audio * n_group, 3 * n_state); keys and values (n_text_ctx, n_audio, n_group,
-    n_state); holders (n_audio * n_group, n_text_ctx): which row of the cache holds a sequence's entry at each position,
-    its own row from this one on; position (1).
+    y (batch, n_state), batch being n_audio * n_group; qkv (batch, 3 * n_state); memory (n_audio, 1 + 4 * n_layer), see
+    `memory.mojo`; holders (batch, n_text_ctx): which row of its cache holds a sequence's entry at each position, its own
+    row from this one on; positions (batch).
     """
 
     @staticmethod
@@ -102,46 +110,44 @@ struct SelfAttention[head_dim: Int]:
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         qkv: InputTensor[dtype=DType.float32, rank=2, ...],
-        keys: MutableInputTensor[dtype=DType.float32, rank=4, ...],
-        values: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        memory: InputTensor[dtype=DType.int64, rank=2, ...],
         holders: InputTensor[dtype=DType.int32, rank=2, ...],
-        position: InputTensor[dtype=DType.int64, rank=1, ...],
+        positions: InputTensor[dtype=DType.int64, rank=1, ...],
+        layer: Scalar[DType.int32],
         ctx: DeviceContext,
     ) raises:
-        var n_text_ctx = keys.dim_size(0)
+        var n_text_ctx = holders.dim_size(1)
         var batch = y.dim_size(0)
         var n_state = y.dim_size(1)
         var n_head = n_state // Self.head_dim
+        var n_group = batch // memory.dim_size(0)
+        var places = Places(memory.dim_size(1), Int(layer))
         var yp = y.unsafe_ptr()
         var xp = qkv.unsafe_ptr()
-        var kp = keys.unsafe_ptr()
-        var vp = values.unsafe_ptr()
+        var mp = memory.unsafe_ptr()
         var hp = holders.unsafe_ptr()
+        var pp = positions.unsafe_ptr()
 
         comptime if target != "cpu":
-            var position_ = position.unsafe_ptr()
-            self_attention_on_gpu[Self.head_dim](yp, xp, kp, vp, hp, position_, batch, n_text_ctx, n_state, ctx)
+            self_attention_on_gpu[Self.head_dim](yp, xp, mp, hp, pp, places, batch, n_group, n_text_ctx, n_state, ctx)
             return
-
-        var last = Int(position.unsafe_ptr()[unsafe_offset=0])
 
         def work(task: Int) raises {imm}:
             var b = task // n_head
             var head = task % n_head * Self.head_dim
+            var window = b // n_group
+            var key_stride = places.n_rows(mp, window) * n_state
+            var keys = places.keys(mp, window).unsafe_offset(head)
+            var values = places.values(mp, window).unsafe_offset(head)
+            var last = Int(pp[unsafe_offset=b])
+            var holder = hp.unsafe_offset(b * n_text_ctx)
             var source = xp.unsafe_offset(b * 3 * n_state + head)
-            var latest = (last * batch + b) * n_state + head
+            var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
             for i in range(0, Self.head_dim, WIDTH):
-                kp.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i))
-                vp.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
+                keys.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i))
+                values.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
             attend[1, Self.head_dim, indirect=True](
-                yp.unsafe_offset(b * n_state + head),
-                source,
-                kp.unsafe_offset(head),
-                vp.unsafe_offset(head),
-                hp.unsafe_offset(b * n_text_ctx),
-                n_state,
-                batch * n_state,
-                last + 1,
+                yp.unsafe_offset(b * n_state + head), source, keys, values, holder, n_state, key_stride, last + 1
             )
 
         sync_parallelize(work, batch * n_head)
@@ -151,7 +157,8 @@ struct SelfAttention[head_dim: Int]:
 struct CrossAttention[head_dim: Int]:
     """Attend to a window's keys and values, read once for all sequences of its group; on a GPU it takes two operations.
 
-    y and q (n_audio * n_group, n_state); keys and values (n_audio, n_head, n_audio_ctx, head_dim).
+    y and q (n_audio * n_group, n_state); memory (n_audio, 1 + 4 * n_layer), see `memory.mojo`; a window's keys and
+    values are (n_head, n_keys, head_dim).
     """
 
     @staticmethod
@@ -160,25 +167,29 @@ struct CrossAttention[head_dim: Int]:
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         q: InputTensor[dtype=DType.float32, rank=2, ...],
-        keys: InputTensor[dtype=DType.float32, rank=4, ...],
-        values: InputTensor[dtype=DType.float32, rank=4, ...],
+        memory: InputTensor[dtype=DType.int64, rank=2, ...],
+        layer: Scalar[DType.int32],
+        n_audio_ctx: Scalar[DType.int32],
         ctx: DeviceContext,
     ) raises:
-        var n_audio = keys.dim_size(0)
-        var n_head = keys.dim_size(1)
-        var n_keys = keys.dim_size(2)
+        var n_keys = Int(n_audio_ctx)
+        var n_audio = memory.dim_size(0)
         var n_state = y.dim_size(1)
+        var n_head = n_state // Self.head_dim
         var n_group = y.dim_size(0) // n_audio
+        var places = Places(memory.dim_size(1), Int(layer))
         var yp = y.unsafe_ptr()
         var qp = q.unsafe_ptr()
-        var kp = keys.unsafe_ptr()
-        var vp = values.unsafe_ptr()
+        var mp = memory.unsafe_ptr()
         var unused = Scalar[DType.int32](0)
         var nowhere = Pointer(to=unused)
 
         def work(task: Int) raises {imm}:
-            var of_head = task * n_keys * Self.head_dim
-            var at = task // n_head * n_group * n_state + task % n_head * Self.head_dim
+            var window = task // n_head
+            var head = task % n_head
+            var keys = places.cross_keys(mp, window).unsafe_offset(head * n_keys * Self.head_dim)
+            var values = places.cross_values(mp, window).unsafe_offset(head * n_keys * Self.head_dim)
+            var at = window * n_group * n_state + head * Self.head_dim
             var row = 0
             while row < n_group:
                 var rows = min(GROUP, n_group - row)
@@ -187,8 +198,8 @@ struct CrossAttention[head_dim: Int]:
                         attend[r, Self.head_dim](
                             yp.unsafe_offset(at + row * n_state),
                             qp.unsafe_offset(at + row * n_state),
-                            kp.unsafe_offset(of_head),
-                            vp.unsafe_offset(of_head),
+                            keys,
+                            values,
                             nowhere,
                             n_state,
                             Self.head_dim,
@@ -213,8 +224,9 @@ struct CrossAttentionParts[head_dim: Int]:
     ](
         parts: OutputTensor[dtype=DType.float32, rank=4, ...],
         q: InputTensor[dtype=DType.float32, rank=2, ...],
-        keys: InputTensor[dtype=DType.float32, rank=4, ...],
-        values: InputTensor[dtype=DType.float32, rank=4, ...],
+        memory: InputTensor[dtype=DType.int64, rank=2, ...],
+        layer: Scalar[DType.int32],
+        n_audio_ctx: Scalar[DType.int32],
         ctx: DeviceContext,
     ) raises:
         comptime if target == "cpu":
@@ -223,12 +235,12 @@ struct CrossAttentionParts[head_dim: Int]:
             cross_attention_parts[Self.head_dim](
                 parts.unsafe_ptr(),
                 q.unsafe_ptr(),
-                keys.unsafe_ptr(),
-                values.unsafe_ptr(),
-                keys.dim_size(0),
+                memory.unsafe_ptr(),
+                Places(memory.dim_size(1), Int(layer)),
+                memory.dim_size(0),
                 parts.dim_size(2),
-                keys.dim_size(1),
-                keys.dim_size(2),
+                q.dim_size(1) // Self.head_dim,
+                Int(n_audio_ctx),
                 ctx,
             )
 

@@ -3,13 +3,14 @@
 import extensibility
 from extensibility import InputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
-from max.gpu import WARP_SIZE, barrier, thread_idx
+from max.gpu import WARP_SIZE, thread_idx
 from max.gpu.host import DeviceContext
 
 
 @always_inline
 def follow_row(
     tokens: Pointer[mut=True, Scalar[DType.int64], ...],
+    positions: Pointer[mut=True, Scalar[DType.int64], ...],
     ranges: Pointer[mut=True, Scalar[DType.int64], ...],
     stamps: Pointer[mut=True, Scalar[DType.int64], ...],
     chosen: Pointer[mut=True, Scalar[DType.int64], ...],
@@ -20,9 +21,10 @@ def follow_row(
     row: Int,
     batch: Int,
     k: Int,
-    position: Int,
 ):
     """What `Follow` does for one sequence."""
+    var position = Int(positions[unsafe_offset=row])
+    positions[unsafe_offset=row] = Int64(position + 1)
     var eot = rules[unsafe_offset=0]
     var begin = rules[unsafe_offset=1]
     var end = rules[unsafe_offset=2]
@@ -52,7 +54,7 @@ def follow_row(
 @always_inline
 def follow_block(
     tokens: Pointer[mut=True, Scalar[DType.int64], ...],
-    position: Pointer[mut=True, Scalar[DType.int64], ...],
+    positions: Pointer[mut=True, Scalar[DType.int64], ...],
     ranges: Pointer[mut=True, Scalar[DType.int64], ...],
     stamps: Pointer[mut=True, Scalar[DType.int64], ...],
     chosen: Pointer[mut=True, Scalar[DType.int64], ...],
@@ -64,19 +66,15 @@ def follow_block(
     k: Int,
 ):
     """What one warp of a GPU does for all sequences, see `Follow`."""
-    var at = Int(position[unsafe_offset=0])
     for row in range(Int(thread_idx.x), batch, WARP_SIZE):
-        follow_row(tokens, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, row, batch, k, at)
-    barrier()
-    if Int(thread_idx.x) == 0:
-        position[unsafe_offset=0] = Int64(at + 1)
+        follow_row(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, row, batch, k)
 
 
 @extensibility.register("whisper_follow")
 struct Follow:
     """Let every sequence continue with its best token, as ``GreedyDecoder`` does at temperature 0.
 
-    It writes what the next step reads: tokens (n_audio, n_group); position (1), of these tokens; ranges (batch, 4), what
+    It writes what the next step reads: tokens (n_audio, n_group); positions (batch), of these tokens; ranges (batch, 4), what
     may follow, as ``ApplyTimestampRules`` says of sequences of which two tokens at least were sampled; stamps (batch),
     the latest timestamp of each, negative where there was none. And what the host reads when it looks: chosen and
     chosen_logprobs (n_text_ctx, batch), at the position of the token before. It reads ids and logprobs (batch, k) and
@@ -88,7 +86,7 @@ struct Follow:
         target: StaticString
     ](
         tokens: MutableInputTensor[dtype=DType.int64, rank=2, ...],
-        position: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        positions: MutableInputTensor[dtype=DType.int64, rank=1, ...],
         ranges: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         stamps: MutableInputTensor[dtype=DType.int64, rank=1, ...],
         chosen: MutableInputTensor[dtype=DType.int64, rank=2, ...],
@@ -101,7 +99,7 @@ struct Follow:
         var batch = ids.dim_size(0)
         var k = ids.dim_size(1)
         var tokens_ = tokens.unsafe_ptr()
-        var position_ = position.unsafe_ptr()
+        var positions_ = positions.unsafe_ptr()
         var ranges_ = ranges.unsafe_ptr()
         var stamps_ = stamps.unsafe_ptr()
         var chosen_ = chosen.unsafe_ptr()
@@ -111,12 +109,21 @@ struct Follow:
         var rules_ = rules.unsafe_ptr()
 
         comptime if target == "cpu":
-            var at = Int(position_[unsafe_offset=0])
             for row in range(batch):
                 follow_row(
-                    tokens_, ranges_, stamps_, chosen_, chosen_logprobs_, ids_, logprobs_, rules_, row, batch, k, at
+                    tokens_,
+                    positions_,
+                    ranges_,
+                    stamps_,
+                    chosen_,
+                    chosen_logprobs_,
+                    ids_,
+                    logprobs_,
+                    rules_,
+                    row,
+                    batch,
+                    k,
                 )
-            position_[unsafe_offset=0] = Int64(at + 1)
         else:
             var n = Int32(batch)
             var n_candidates = Int32(k)
@@ -124,7 +131,7 @@ struct Follow:
             def kernel() {var}:
                 follow_block(
                     tokens_,
-                    position_,
+                    positions_,
                     ranges_,
                     stamps_,
                     chosen_,

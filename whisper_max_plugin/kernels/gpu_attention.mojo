@@ -7,6 +7,8 @@ from max.gpu.primitives import warp
 from std.math import ceildiv, exp, rsqrt
 from std.memory import stack_allocation
 
+from .memory import Places, Table
+
 comptime WARPS = 8  # in a block
 comptime THREADS = WARPS * WARP_SIZE
 comptime KEYS = THREADS  # of a window, that one block attends to: a key for each thread
@@ -119,20 +121,25 @@ def self_attention_block[
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     qkv: Pointer[Scalar[DType.float32], ...],
-    keys: Pointer[mut=True, Scalar[DType.float32], ...],
-    values: Pointer[mut=True, Scalar[DType.float32], ...],
+    memory: Table,
     holders: Pointer[mut=False, Scalar[DType.int32], ...],
-    position: Pointer[Scalar[DType.int64], ...],
-    batch: Int,
+    positions: Pointer[Scalar[DType.int64], ...],
+    places: Places,
+    n_group: Int,
     n_text_ctx: Int,
     n_state: Int,
 ):
     """What the block of one sequence and head does, see `SelfAttention`."""
     var b = Int(block_idx.x)
     var head = Int(block_idx.y) * head_dim
-    var last = Int(position[unsafe_offset=0])
+    var window = b // n_group
+    var key_stride = places.n_rows(memory, window) * n_state
+    var keys = places.keys(memory, window).unsafe_offset(head)
+    var values = places.values(memory, window).unsafe_offset(head)
+    var last = Int(positions[unsafe_offset=b])
+    var holder = holders.unsafe_offset(b * n_text_ctx)
     var source = qkv.unsafe_offset(b * 3 * n_state + head)
-    var latest = (last * batch + b) * n_state + head
+    var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
     for i in range(Int(thread_idx.x), head_dim, THREADS):
         keys[unsafe_offset = latest + i] = source[unsafe_offset = n_state + i]
         values[unsafe_offset = latest + i] = source[unsafe_offset = 2 * n_state + i]
@@ -140,12 +147,12 @@ def self_attention_block[
     attend_block[1, head_dim, True, False, DType.int32](
         y.unsafe_offset(b * n_state + head),
         source,
-        keys.unsafe_offset(head),
-        values.unsafe_offset(head),
-        holders.unsafe_offset(b * n_text_ctx),
+        keys,
+        values,
+        holder,
         1,
         n_state,
-        batch * n_state,
+        key_stride,
         n_state,
         0,
         last + 1,
@@ -158,8 +165,8 @@ def cross_attention_block[
 ](
     parts: Pointer[mut=True, Scalar[DType.float32], ...],
     q: Pointer[mut=False, Scalar[DType.float32], ...],
-    keys: Pointer[Scalar[DType.float32], ...],
-    values: Pointer[Scalar[DType.float32], ...],
+    memory: Table,
+    places: Places,
     first_row: Int,
     n_group: Int,
     n_head: Int,
@@ -167,15 +174,17 @@ def cross_attention_block[
 ):
     """What the block of one window's head and `KEYS` of its keys does, for queries from `first_row` on."""
     var part = Int(block_idx.x)
-    var head = Int(block_idx.y)  # of all windows
+    var of_all = Int(block_idx.y)
+    var window = of_all // n_head
+    var head = of_all % n_head
     var n_parts = ceildiv(n_keys, KEYS)
     var n_state = n_head * head_dim
     var m = min(rows, n_group - first_row)
     attend_block[rows, head_dim, False, True, DType.float32](
-        parts.unsafe_offset(((head * n_parts + part) * n_group + first_row) * (head_dim + 2)),
-        q.unsafe_offset((head // n_head * n_group + first_row) * n_state + head % n_head * head_dim),
-        keys.unsafe_offset(head * n_keys * head_dim),
-        values.unsafe_offset(head * n_keys * head_dim),
+        parts.unsafe_offset(((of_all * n_parts + part) * n_group + first_row) * (head_dim + 2)),
+        q.unsafe_offset((window * n_group + first_row) * n_state + head * head_dim),
+        places.cross_keys(memory, window).unsafe_offset(head * n_keys * head_dim),
+        places.cross_values(memory, window).unsafe_offset(head * n_keys * head_dim),
         q,  # no holders
         m,
         n_state,
@@ -222,23 +231,27 @@ def self_attention_on_gpu[
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     qkv: Pointer[Scalar[DType.float32], ...],
-    keys: Pointer[mut=True, Scalar[DType.float32], ...],
-    values: Pointer[mut=True, Scalar[DType.float32], ...],
+    memory: Table,
     holders: Pointer[mut=False, Scalar[DType.int32], ...],
-    position: Pointer[Scalar[DType.int64], ...],
+    positions: Pointer[Scalar[DType.int64], ...],
+    places: Places,
     batch: Int,
+    n_group: Int,
     n_text_ctx: Int,
     n_state: Int,
     ctx: DeviceContext,
 ) raises:
     """Launch `self_attention_block`."""
-    var batch_ = Int32(batch)
+    var width = Int32(places.width)
+    var layer = Int32(places.layer)
+    var n_group_ = Int32(n_group)
     var n_text_ctx_ = Int32(n_text_ctx)
     var n_state_ = Int32(n_state)
 
     def kernel() {var}:
+        var of_layer = Places(Int(width), Int(layer))
         self_attention_block[head_dim](
-            y, qkv, keys, values, holders, position, Int(batch_), Int(n_text_ctx_), Int(n_state_)
+            y, qkv, memory, holders, positions, of_layer, Int(n_group_), Int(n_text_ctx_), Int(n_state_)
         )
 
     ctx.enqueue_function(kernel, grid_dim=(batch, n_state // head_dim), block_dim=THREADS)
@@ -250,8 +263,8 @@ def cross_attention_parts[
 ](
     parts: Pointer[mut=True, Scalar[DType.float32], ...],
     q: Pointer[mut=False, Scalar[DType.float32], ...],
-    keys: Pointer[Scalar[DType.float32], ...],
-    values: Pointer[Scalar[DType.float32], ...],
+    memory: Table,
+    places: Places,
     n_audio: Int,
     n_group: Int,
     n_head: Int,
@@ -259,6 +272,8 @@ def cross_attention_parts[
     ctx: DeviceContext,
 ) raises:
     """Launch `cross_attention_block` for all rows of the groups."""
+    var width = Int32(places.width)
+    var layer = Int32(places.layer)
     var n_group_ = Int32(n_group)
     var n_head_ = Int32(n_head)
     var n_keys_ = Int32(n_keys)
@@ -268,8 +283,9 @@ def cross_attention_parts[
             if (n_group - first_row == 1) == (rows == 1):
 
                 def kernel() {var}:
+                    var of_layer = Places(Int(width), Int(layer))
                     cross_attention_block[rows, head_dim](
-                        parts, q, keys, values, Int(first_row_), Int(n_group_), Int(n_head_), Int(n_keys_)
+                        parts, q, memory, of_layer, Int(first_row_), Int(n_group_), Int(n_head_), Int(n_keys_)
                     )
 
                 ctx.enqueue_function(kernel, grid_dim=(ceildiv(n_keys, KEYS), n_audio * n_head), block_dim=THREADS)

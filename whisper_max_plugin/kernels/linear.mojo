@@ -6,11 +6,12 @@ from extensibility import _MutableInputTensor as MutableInputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, erf
-from std.sys import prefetch, simd_width_of, size_of
+from std.sys import prefetch, size_of
 
 from .gpu_linear import linear_on_gpu
+from .vectors import Floats, WIDTH, sum_each
 
-comptime WIDTH = simd_width_of[DType.float32]()
+comptime MOST_ROWS = 5  # that read a weight together
 comptime CHUNK_BYTES = 64 * 1024  # of weights, for one task: small beside a cache, large beside the cost of a task
 
 
@@ -21,12 +22,12 @@ def tile[
     x: Pointer[Scalar[DType.float32], ...],
     w: Pointer[Scalar[type], ...],
     k: Int,
-) -> Array[Scalar[DType.float32], rows * outputs]:
+) -> Array[SIMD[DType.float32, outputs], rows]:
     """Products of `rows` rows of x and `outputs` rows of w, each of length k."""
-    var sums = Array[SIMD[DType.float32, WIDTH], rows * outputs](fill=SIMD[DType.float32, WIDTH](0))
+    var sums = Array[Floats, rows * outputs](fill=Floats(0))
     var vector_end = k - k % WIDTH
     for j in range(0, vector_end, WIDTH):
-        var xs = Array[SIMD[DType.float32, WIDTH], rows](fill=SIMD[DType.float32, WIDTH](0))
+        var xs = Array[Floats, rows](fill=Floats(0))
         comptime for m in range(rows):
             xs[m] = x.unsafe_load[width=WIDTH](m * k + j)
         comptime for n in range(outputs):
@@ -34,13 +35,12 @@ def tile[
             prefetch(w.unsafe_offset((n + outputs) * k + j))  # for the next tile
             comptime for m in range(rows):
                 sums[m * outputs + n] = ws.fma(xs[m], sums[m * outputs + n])
-    var result = Array[Scalar[DType.float32], rows * outputs](fill=0)
+    var result = Array[SIMD[DType.float32, outputs], rows](fill=SIMD[DType.float32, outputs](0))
     comptime for m in range(rows):
-        comptime for n in range(outputs):
-            var sum = sums[m * outputs + n].reduce_add()
-            for j in range(vector_end, k):
-                sum += w[unsafe_offset = n * k + j].cast[DType.float32]() * x[unsafe_offset = m * k + j]
-            result[m * outputs + n] = sum
+        result[m] = sum_each[outputs](sums, m * outputs)
+        for j in range(vector_end, k):
+            comptime for n in range(outputs):
+                result[m][n] += w[unsafe_offset = n * k + j].cast[DType.float32]() * x[unsafe_offset = m * k + j]
     return result^
 
 
@@ -60,23 +60,23 @@ def linear[
     """Compute y (m, n) = x (m, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual (m, n)]."""
 
     @always_inline
-    def finish(row: Int, output: Int, product: Scalar[DType.float32]) {imm}:
-        var value = product
+    def finish[outputs: Int](row: Int, output: Int, products: SIMD[DType.float32, outputs]) {imm}:
+        var values = products
         comptime if has_bias:
-            value += bias[unsafe_offset=output]
+            values += bias.unsafe_load[width=outputs](output)
         comptime if gelu:
-            value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
+            values = 0.5 * values * (1 + erf(values * 0.7071067811865476))
         comptime if has_residual:
-            value += residual[unsafe_offset = row * n + output]
-        y[unsafe_offset = row * n + output] = value
+            values += residual.unsafe_load[width=outputs](row * n + output)
+        y.unsafe_store(row * n + output, values)
 
     @always_inline
     def block[rows: Int, outputs: Int](row: Int, output: Int) {imm}:
         var products = tile[type, rows, outputs](x.unsafe_offset(row * k), w.unsafe_offset(output * k), k)
         comptime for i in range(rows):
-            comptime for j in range(outputs):
-                finish(row + i, output + j, products[i * outputs + j])
+            finish[outputs](row + i, output, products[i])
 
+    var rows_at_once = ceildiv(m, ceildiv(m, MOST_ROWS))  # 8 rows as 4 and 4, and not as 5 and 3
     var per_task = max(8, CHUNK_BYTES // (k * size_of[type]()) // 8 * 8)
 
     def work(task: Int) raises {imm}:
@@ -84,10 +84,10 @@ def linear[
         var last = min(n, first + per_task)
         var row = 0
         while row < m:  # the task's weights stay in a cache for further rows
-            var rows = min(5, m - row)
-            comptime for r in range(1, 6):
+            var rows = min(rows_at_once, m - row)
+            comptime for r in range(1, MOST_ROWS + 1):
                 if rows == r:
-                    comptime outputs = 8 if r == 1 else 4
+                    comptime outputs = min(WIDTH, 8 if r == 1 else 4)
                     var output = first
                     while output + outputs <= last:
                         block[r, outputs](row, output)
