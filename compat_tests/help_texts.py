@@ -1,18 +1,24 @@
-"""What `--help` has to say: everything that upstream's says, and the option `--backend` as the last one."""
+"""What `--help` has to say: everything that upstream's says, then `--backend` and the options that go with it."""
 
 from __future__ import annotations
 
+USAGE_OF_OPTIONS = "[--progress]"
+HELP_OF_OPTIONS = (
+    "--progress show how far each file is, how fast that goes and how long it will take (with --backend max)"
+)
+
 
 def assert_upstreams_with_backend(ours: str, upstreams: str, backends: str) -> None:
-    """Two help texts have the same words, but for `--backend` in ours, which names `backends`."""
+    """Two help texts have the same words, but for ours, of which `--backend` names `backends`."""
     usage, options = _words(upstreams)
     first_positional = usage.index("audio")
     assert len(options) > len(usage) > 2
     assert _words(ours) == (
-        [*usage[:first_positional], "[--backend", "NAME]", *usage[first_positional:]],
+        [*usage[:first_positional], "[--backend", "NAME]", *USAGE_OF_OPTIONS.split(), *usage[first_positional:]],
         [
             *options,
             *f"--backend NAME what the model runs on: {backends} (default: WHISPER_BACKEND, else torch)".split(),
+            *HELP_OF_OPTIONS.split(),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""`whisper … --backend NAME`: upstream's own command with one option more, and no other program with it."""
+"""`whisper … --backend NAME`: upstream's own command with a few options more, and no other program with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_whisper_command_takes_backend(python, start, option):
 
 @STARTS
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_its_help_is_upstreams_with_one_option_more(python, start, option):
+def test_its_help_is_upstreams_with_our_options_behind_it(python, start, option):
     ours, upstreams = python(*start, option), python(*start, option, WHISPER_MAX_NO_HOOK="1")
     assert (ours.returncode, ours.stderr) == (0, "")
     assert_upstreams_with_backend(ours.stdout, upstreams.stdout, "echo, max, tired, torch")
@@ -51,6 +51,15 @@ def test_backend_without_a_name_is_argparses_own_error(python):
     result = python(*CONSOLE_SCRIPT, "a.wav", "--backend")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == "whisper: error: argument --backend: expected one argument"
+
+
+@STARTS
+def test_options_of_max_are_refused_with_another_backend(python, start):
+    for backend, arguments in (("echo", ["--backend", "echo"]), ("torch", ["--backend=torch"])):
+        result = python(*start, "a.wav", "--progress", *arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert line.endswith(f": error: --progress: only with --backend max, and this runs on {backend}")
 
 
 @STARTS

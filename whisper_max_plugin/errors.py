@@ -23,6 +23,10 @@ class UnknownModelError(WhisperMaxError, ValueError):
     """A name is neither an official model's nor a file's."""
 
 
+class CommandLineError(WhisperMaxError, ValueError):
+    """Options of a command do not go together."""
+
+
 class DeviceError(WhisperMaxError, ValueError):
     """A device was asked for that graphs do not run on."""
 

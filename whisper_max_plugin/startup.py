@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType, TracebackType
+    from typing import Any
 
 WHISPER_COMMANDS = ("whisper", "whisper.exe")
 WHISPER_MODULES = ("whisper", "whisper.transcribe")
@@ -68,9 +69,9 @@ def _mentions_backend(argv: Sequence[str]) -> bool:
 def accept_backend_option(_whisper: ModuleType | None = None) -> None:
     """Let the next parser that reads `sys.argv` take `--backend NAME`: upstream's, once whisper is imported.
 
-    The option is added to the parser that upstream's `cli()` builds and taken out of its result again, so
-    that upstream never sees it. A backend that is unknown or cannot run ends the program with one line and
-    status 2.
+    The option, and those of `whisper_command.py`, are added to the parser that upstream's `cli()` builds and taken
+    out of its result again, so that upstream never sees them. A backend that is unknown or cannot run, or that they
+    are not for, ends the program with one line and status 2.
     """
     import argparse
     import functools
@@ -92,10 +93,10 @@ def accept_backend_option(_whisper: ModuleType | None = None) -> None:
     argparse.ArgumentParser.parse_args = parse_args_with_backend  # type: ignore[assignment, method-assign]
 
 
-def _parse_backend(parser: argparse.ArgumentParser, namespace: object) -> object:
+def _parse_backend(parser: argparse.ArgumentParser, namespace: Any) -> argparse.Namespace:
     import argparse
 
-    from whisper_max_plugin import backends, upstream
+    from whisper_max_plugin import backends, upstream, whisper_command
     from whisper_max_plugin.errors import WhisperMaxError
 
     global command_line_backend
@@ -106,13 +107,16 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: object) -> object
         default=argparse.SUPPRESS,
         help=f"what the model runs on: {known} (default: WHISPER_BACKEND, else {backends.DEFAULT})",
     )
+    whisper_command.add_options(parser)
     if namespace is None and any(action.dest == "device" for action in parser._actions):
         # upstream's default is what torch sees; None is what `load_model` takes for the backend's own choice
         namespace = argparse.Namespace(device=None)
     arguments = parser.parse_args(None, namespace)
     command_line_backend = vars(arguments).pop("backend", None)
+    options = whisper_command.take_options(arguments)
     try:
-        backends.get_usable(upstream.current_backend())
+        backend = backends.get_usable(upstream.current_backend())
+        whisper_command.apply_options(options, backend.name, arguments)
     except WhisperMaxError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     _print_own_errors_without_traceback(parser.prog)

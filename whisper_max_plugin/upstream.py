@@ -1,4 +1,8 @@
-"""The only file that patches whisper: `load_model`, audio without ffmpeg, long spectrograms, a lock for threads."""
+"""The only file that patches whisper: `load_model`, audio without ffmpeg, long spectrograms, a lock for threads.
+
+For as long as somebody watches or our command's options need it, also what cuts windows out, and `transcribe` as
+upstream's command calls it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import logging
 import shutil
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +21,8 @@ from whisper_max_plugin import startup
 from whisper_max_plugin.errors import UnsupportedWhisperError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import ModuleType
+    from collections.abc import Callable, Iterator
+    from types import FrameType, ModuleType
 
     import numpy as np
     import numpy.typing as npt
@@ -86,6 +90,7 @@ def deactivate() -> None:
     _activation.active = False
     _activation.installed = None
     startup.forget("whisper", _patch_whisper)
+    _restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
         current = getattr(sys.modules.get(module_name), attribute, None)
         if current in _originals:
@@ -228,6 +233,75 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(model, *arguments, **options)
 
     return find_alignment
+
+
+_window_cuts = threading.Lock()
+_n_window_observers = 0
+
+
+@contextmanager
+def window_cuts_told(tell: Callable[[FrameType], object]) -> Iterator[None]:
+    """In the block, and on every thread, call `tell(frame)` when code of `whisper.transcribe` cuts out a window.
+
+    Parameters
+    ----------
+    tell : Callable[[FrameType], object]
+        the same function in all blocks; `frame` is that of the code that calls `pad_or_trim`
+
+    Raises
+    ------
+    UnsupportedWhisperError
+        when `whisper.transcribe` has no `pad_or_trim`
+    """
+    global _n_window_observers
+    module: Any = importlib.import_module("whisper.transcribe")
+    with _window_cuts:
+        _check(sys.modules["whisper"], module, "pad_or_trim", ["array", "length"])
+        current = module.pad_or_trim
+        replacement = current if hasattr(current, "_whisper_max_plugin") else _make_pad_or_trim(current, tell)
+        module.pad_or_trim = replacement
+        _n_window_observers += 1
+    try:
+        yield
+    finally:
+        with _window_cuts:
+            _n_window_observers -= 1
+            if _n_window_observers == 0 and module.pad_or_trim is replacement:
+                module.pad_or_trim = replacement.__wrapped__
+
+
+def _make_pad_or_trim(original: Callable[..., Any], tell: Callable[[FrameType], object]) -> Any:
+    @functools.wraps(original)
+    def pad_or_trim(*arguments: Any, **options: Any) -> Any:
+        tell(sys._getframe(1))
+        return original(*arguments, **options)
+
+    pad_or_trim._whisper_max_plugin = True  # type: ignore[attr-defined]
+    return pad_or_trim
+
+
+_of_the_command: dict[str, Callable[..., Any]] = {}  # upstream's `transcribe` by the module that has another now
+
+
+def replace_transcribe_of_the_command(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Let upstream's `cli()` call `wrap(transcribe)` for each file, where it calls `transcribe`.
+
+    Callers of `whisper.transcribe`, the function, get upstream's; `deactivate` undoes it.
+    """
+    for name in ("whisper.transcribe", "__main__"):  # the latter under python -m whisper.transcribe
+        module: Any = sys.modules[name]
+        if (
+            name == "whisper.transcribe"
+            or getattr(getattr(module, "__spec__", None), "name", None) == "whisper.transcribe"
+        ):
+            _of_the_command.setdefault(name, module.transcribe)
+            module.transcribe = wrap(_of_the_command["whisper.transcribe"])
+
+
+def _restore_transcribe_of_the_command() -> None:
+    for name, original in _of_the_command.items():
+        vars(sys.modules[name])["transcribe"] = original
+    _of_the_command.clear()
 
 
 def _modules_with_original() -> list[str]:

@@ -1,0 +1,93 @@
+"""The options of `whisper … --backend max` that upstream's command lacks: they change how a file is transcribed.
+
+Each option is one `Option` below. Upstream's `cli()` never sees it, and calls a `transcribe` for each file that the
+given options have wrapped, the first of the list innermost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whisper_max_plugin import upstream
+from whisper_max_plugin.errors import CommandLineError
+
+BACKEND = "max"  # what the options go with
+
+Transcribe = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command, and what it does to upstream's `transcribe`."""
+
+    name: str  # its destination: "progress" is `--progress`
+    settings: dict[str, Any]  # further arguments of `ArgumentParser.add_argument`
+    wrap: Callable[[Transcribe, Any, argparse.Namespace], Transcribe]
+    """Called once with what to call for a file, the option's value, and the command's other arguments, which are to
+    be read now: upstream's `cli()` takes them apart. A WhisperMaxError ends the command with one line and status 2."""
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name}"
+
+
+def _show_progress(transcribe: Transcribe, _given: bool, _arguments: argparse.Namespace) -> Transcribe:
+    from whisper_max_plugin import progress
+
+    return progress.with_bar(transcribe)
+
+
+OPTIONS = (
+    Option(
+        "progress",
+        {"action": "store_true", "help": "show how far each file is, how fast that goes and how long it will take"},
+        _show_progress,
+    ),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to upstream's parser; the arguments then have those that were given, and no others."""
+    for option in OPTIONS:
+        settings = {**option.settings, "help": f"{option.settings['help']} (with --backend {BACKEND})"}
+        parser.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
+
+
+def take_options(arguments: argparse.Namespace) -> list[tuple[Option, Any]]:
+    """Take the given options out of the parsed `arguments`; return them with their values."""
+    given = vars(arguments)
+    return [(option, given.pop(option.name)) for option in OPTIONS if option.name in given]
+
+
+def apply_options(given: Sequence[tuple[Option, Any]], backend: str, arguments: argparse.Namespace) -> None:
+    """Let upstream's `cli()` transcribe each file as the `given` options say.
+
+    Parameters
+    ----------
+    given : Sequence[tuple[Option, Any]]
+        what `take_options` returned
+    backend : str
+        the name of the backend that the command runs on
+    arguments : argparse.Namespace
+        upstream's arguments
+
+    Raises
+    ------
+    CommandLineError
+        when the options are not for this backend
+    """
+    if not given:
+        return
+    if backend != BACKEND:
+        flags = ", ".join(option.flag for option, _ in given)
+        raise CommandLineError(f"{flags}: only with --backend {BACKEND}, and this runs on {backend}")
+
+    def wrap(transcribe: Transcribe) -> Transcribe:
+        for option, value in given:
+            transcribe = option.wrap(transcribe, value, arguments)
+        return transcribe
+
+    upstream.replace_transcribe_of_the_command(wrap)
