@@ -1,4 +1,4 @@
-"""The public API: switch the plugin on and off and ask what it did.
+"""The public API: switch the plugin on and off, ask what it did, and transcribe with results as they come.
 
 Importing this package changes nothing and imports neither torch nor MAX nor whisper.
 """
@@ -6,9 +6,17 @@ Importing this package changes nothing and imports neither torch nor MAX nor whi
 from __future__ import annotations
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "install", "is_active", "status", "uninstall"]
+__all__ = ["__version__", "install", "is_active", "status", "transcribe_stream", "uninstall"]
 
 # No import up here: the start-up hook imports this package in front of the user's program.
+
+TYPE_CHECKING = False  # as in typing, which is slow to import
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from whisper.model import Whisper
+
+    from whisper_max_plugin.stream import TranscriptionStream
 
 
 def install(backend: str = "max") -> None:
@@ -77,3 +85,35 @@ def status() -> dict[str, object]:
 
     settings = {"active": upstream.is_active(), "backend": upstream.current_backend(), "version": __version__}
     return {**settings, **REPORT.snapshot()}
+
+
+def transcribe_stream(model: Whisper, audio: str | np.ndarray | torch.Tensor, **options: object) -> TranscriptionStream:
+    """Transcribe as `whisper.transcribe(model, audio, **options)` does, and hand out segments as they come.
+
+    Upstream's own function runs on a thread; the segments are those of its result, in order, each available
+    when the window of up to 30 s is done that it lies in. Closing the stream, as `with` does, or forgetting it
+    ends the work after the current window.
+
+    Parameters
+    ----------
+    model : whisper.model.Whisper
+        accelerated or upstream's own
+    audio : str | np.ndarray | torch.Tensor
+        a path, or samples: float32, 16 kHz, of shape (n_samples,)
+    options
+        upstream's, of `transcribe()` and of `DecodingOptions`
+
+    Returns
+    -------
+    TranscriptionStream
+        an iterator of segments as upstream makes them, with the attributes `language`, `seconds`, `duration` and,
+        behind the last segment, `result`; what `transcribe()` raises is raised where a segment is asked for
+
+    Raises
+    ------
+    UnsupportedWhisperError
+        where a segment is asked for, when this whisper's loop is not one that can be watched
+    """
+    from whisper_max_plugin import stream
+
+    return stream.transcribe_stream(model, audio, **options)
