@@ -6,16 +6,19 @@ Importing this package changes nothing and imports neither torch nor MAX nor whi
 from __future__ import annotations
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "install", "is_active", "status", "transcribe_stream", "uninstall"]
+__all__ = ["__version__", "install", "is_active", "status", "transcribe_many", "transcribe_stream", "uninstall"]
 
 # No import up here: the start-up hook imports this package in front of the user's program.
 
 TYPE_CHECKING = False  # as in typing, which is slow to import
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy as np
     import torch
     from whisper.model import Whisper
 
+    from whisper_max_plugin.many import Transcription
     from whisper_max_plugin.stream import TranscriptionStream
 
 
@@ -85,6 +88,48 @@ def status() -> dict[str, object]:
 
     settings = {"active": upstream.is_active(), "backend": upstream.current_backend(), "version": __version__}
     return {**settings, **REPORT.snapshot()}
+
+
+def transcribe_many(
+    model: Whisper, audios: Iterable[str | np.ndarray | torch.Tensor], *, batch_size: int = 8, **options: object
+) -> Iterator[Transcription]:
+    """Transcribe recordings, up to `batch_size` of them at a time, whose windows are decoded together.
+
+    Each recording keeps its own windows, prompt, language and temperatures: its result is that of
+    `whisper.transcribe(model, audio, **options)`. One that is finished makes room for the next.
+
+    Parameters
+    ----------
+    model : whisper.model.Whisper
+        an accelerated one
+    audios : Iterable[str | np.ndarray | torch.Tensor]
+        paths, or samples: float32, 16 kHz, each of shape (n_samples,); asked for when there is room for them
+    batch_size : int
+        how many recordings are worked on at a time: each takes memory for its samples and one window
+    options
+        upstream's, of `transcribe()` and of `DecodingOptions`, for all recordings
+
+    Yields
+    ------
+    Transcription
+        as recordings are finished, with `index`, `audio`, and `result`, or `error` where a recording cannot be
+        transcribed, which does not stop the others
+
+    Raises
+    ------
+    OptionError
+        a ValueError, if the model is not accelerated, or there is no such option or batch
+    ForkedProcessError
+        in a process that was forked from one in which MAX had started
+
+    Notes
+    -----
+    Temperatures above zero sample by torch's generator, which the recordings share: there, seeds do not make results
+    repeatable. Leaving the loop early ends the work at the next step.
+    """
+    from whisper_max_plugin import many
+
+    return many.transcribe_many(model, audios, batch_size, options)
 
 
 def transcribe_stream(model: Whisper, audio: str | np.ndarray | torch.Tensor, **options: object) -> TranscriptionStream:

@@ -145,7 +145,7 @@ class Lockstep:
             error: BaseException | None = None
             try:
                 self._run(kind, turns)
-            except BaseException as raised:  # whatever it is, the others must not wait for ever
+            except BaseException as raised:  # noqa: BLE001 - whatever it is, the others must not wait for ever
                 error = raised
             for turn in turns:
                 turn.done, turn.error = True, error

@@ -38,11 +38,11 @@ class _Bar:
 
     def __init__(self, name: str | None) -> None:
         self._name = name
-        self._bar: _Seconds | None = None
+        self._bar: Seconds | None = None
 
     def show(self, window: Window) -> None:
         if self._bar is None:
-            self._bar = _Seconds(desc=self._name, total=window.duration, bar_format=FORMAT, smoothing=0)
+            self._bar = Seconds(desc=self._name, total=window.duration, bar_format=FORMAT, smoothing=0)
         self._bar.update(window.seconds - self._bar.n)
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class _Bar:
             self._bar.refresh()
 
 
-class _Seconds(tqdm):
+class Seconds(tqdm):
     """Adds `speed` to what a bar's format may name: seconds of audio per second."""
 
     @property

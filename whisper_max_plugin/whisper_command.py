@@ -28,6 +28,7 @@ class Option:
     wrap: Callable[[Transcribe, Any, argparse.Namespace], Transcribe]
     """Called once with what to call for a file, the option's value, and the command's other arguments, which are to
     be read now: upstream's `cli()` takes them apart. A WhisperMaxError ends the command with one line and status 2."""
+    instead_of: tuple[str, ...] = ()  # options whose part this one takes over
 
     @property
     def flag(self) -> str:
@@ -40,11 +41,28 @@ def _show_progress(transcribe: Transcribe, _given: bool, _arguments: argparse.Na
     return progress.with_bar(transcribe)
 
 
+def _together(transcribe: Transcribe, batch_size: int, arguments: argparse.Namespace) -> Transcribe:
+    from whisper_max_plugin.together import Together
+
+    arguments.audio = together = Together(transcribe, arguments.audio, batch_size)
+    return together
+
+
 OPTIONS = (
     Option(
         "progress",
         {"action": "store_true", "help": "show how far each file is, how fast that goes and how long it will take"},
         _show_progress,
+    ),
+    Option(
+        "batch_size",
+        {
+            "type": int,
+            "metavar": "N",
+            "help": "transcribe up to N files at a time, whose windows are decoded together, with one bar for all",
+        },
+        _together,
+        instead_of=("progress",),
     ),
 )
 
@@ -86,7 +104,10 @@ def apply_options(given: Sequence[tuple[Option, Any]], backend: str, arguments: 
         raise CommandLineError(f"{flags}: only with --backend {BACKEND}, and this runs on {backend}")
 
     def wrap(transcribe: Transcribe) -> Transcribe:
+        taken_over = {name for option, _ in given for name in option.instead_of}
         for option, value in given:
+            if option.name in taken_over:
+                continue
             transcribe = option.wrap(transcribe, value, arguments)
         return transcribe
 

@@ -1,0 +1,131 @@
+"""Many recordings at once: each in a thread that runs upstream's `transcribe()`, and their steps as one."""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import whisper
+from whisper.decoding import DecodingOptions
+
+from .errors import OptionError
+from .lockstep import Cancelled, Lockstep
+from .model import MaxWhisper
+from .session import refuse_after_fork
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from whisper.model import Whisper
+
+    Audio = str | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What became of one recording.
+
+    Attributes
+    ----------
+    index : int
+        its place among those that were given
+    audio : str or np.ndarray or torch.Tensor
+        what was given
+    result : dict or None
+        what `whisper.transcribe` returned
+    error : Exception or None
+        what it raised in place of a result
+    """
+
+    index: int
+    audio: Audio
+    result: dict[str, Any] | None
+    error: Exception | None
+
+
+def transcribe_many(
+    model: Whisper,
+    audios: Iterable[Audio],
+    batch_size: int,
+    options: dict[str, Any],
+    transcribe: Callable[..., dict[str, Any]] = whisper.transcribe,
+) -> Iterator[Transcription]:
+    """Do what `whisper_max_plugin.transcribe_many` says; `transcribe` is called for each recording."""
+    refuse_after_fork()
+    if not isinstance(model, MaxWhisper):
+        raise OptionError('transcribe_many is for models on MAX: load it with whisper.load_model(..., backend="max")')
+    if batch_size < 1:
+        raise OptionError(f"batch_size={batch_size}: at least one recording has to be worked on at a time")
+    if isinstance(audios, str):
+        raise OptionError(f"transcribe_many takes a list of recordings: [{audios!r}]")
+    known = {*inspect.signature(whisper.transcribe).parameters, *(field.name for field in fields(DecodingOptions))}
+    if unknown := sorted(options.keys() - known):
+        raise OptionError(f"whisper.transcribe has no option {', '.join(unknown)}: see help(whisper.transcribe)")
+    work = _Work(model, enumerate(audios), transcribe, options)
+    return work.run(batch_size)
+
+
+class _Work:
+    """The threads of one `transcribe_many`, and what they share."""
+
+    def __init__(
+        self,
+        model: MaxWhisper,
+        audios: Iterator[tuple[int, Audio]],
+        transcribe: Callable[..., dict[str, Any]],
+        options: dict[str, Any],
+    ) -> None:
+        self._model = model
+        self._audios = audios
+        self._transcribe = transcribe
+        self._options = options
+        self._lockstep = Lockstep(model)
+        self._turn = threading.Lock()  # to ask for the next recording
+        self._finished: queue.SimpleQueue[Transcription | BaseException | None] = queue.SimpleQueue()
+
+    def run(self, n_threads: int) -> Iterator[Transcription]:
+        """Yield the recordings as they are finished."""
+        threads = [threading.Thread(target=self._work, name=f"transcribe_many {i}") for i in range(n_threads)]
+        n_running = len(threads)
+        try:
+            for thread in threads:
+                thread.start()
+            while n_running > 0:
+                finished = self._finished.get()
+                if isinstance(finished, Transcription):
+                    yield finished
+                elif finished is None:
+                    n_running -= 1
+                else:
+                    raise finished
+        finally:
+            self._lockstep.cancel()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+
+    def _work(self) -> None:
+        try:
+            with self._lockstep.joined():
+                while (given := self._next()) is not None:
+                    self._finished.put(self._finish(*given))
+        except Cancelled:
+            pass
+        except BaseException as error:  # noqa: BLE001 - of the iterable, for whoever waits for the results
+            self._finished.put(error)
+        finally:
+            self._finished.put(None)
+
+    def _next(self) -> tuple[int, Audio] | None:
+        with self._turn:
+            return None if self._lockstep.cancelled else next(self._audios, None)
+
+    def _finish(self, index: int, audio: Audio) -> Transcription:
+        try:
+            return Transcription(index, audio, self._transcribe(self._model, audio, **self._options), None)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with this recording, the others go on
+            return Transcription(index, audio, None, error)
