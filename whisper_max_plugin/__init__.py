@@ -6,12 +6,15 @@ Importing this package changes nothing and imports neither torch nor MAX nor whi
 from __future__ import annotations
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "install", "is_active", "status", "transcribe_many", "transcribe_stream", "uninstall"]
+__all__ = [
+    *("__version__", "install", "is_active", "status", "uninstall"),
+    *("speech_clips", "transcribe_many", "transcribe_stream"),
+]
 
-# No import up here: the start-up hook imports this package in front of the user's program.
-
-TYPE_CHECKING = False  # as in typing, which is slow to import
+# No import up here, typing's neither: the start-up hook imports this package in front of the user's program.
+TYPE_CHECKING = False  # to type checkers it is true
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator
 
     import numpy as np
@@ -162,3 +165,51 @@ def transcribe_stream(model: Whisper, audio: str | np.ndarray | torch.Tensor, **
     from whisper_max_plugin import stream
 
     return stream.transcribe_stream(model, audio, **options)
+
+
+def speech_clips(
+    audio: str | os.PathLike[str] | np.ndarray | torch.Tensor,
+    *,
+    threshold: float = 0.5,
+    min_silence: float = 2.0,
+    max_silence: float = 5.0,
+    speech_pad: float = 0.4,
+) -> list[float]:
+    """Find speech with silero-vad, for `clip_timestamps` of upstream's `transcribe()`; no backend is needed.
+
+    Upstream makes windows of 30 s of each clip, and a window costs the same, however little it holds. So speech that
+    begins where a clip's last window has room belongs to that clip, unless the silence before it is too long.
+
+    Parameters
+    ----------
+    audio : str | os.PathLike[str] | np.ndarray | torch.Tensor
+        a file, or a waveform at 16 kHz, dtype = float32, shape = (n_samples,)
+    threshold : float
+        what is speech with this probability or a higher one is taken for speech
+    min_silence : float
+        seconds without speech after which a stretch of speech has ended
+    max_silence : float
+        seconds without speech that may lie between stretches of one clip; with 0, each stretch is a clip
+    speech_pad : float
+        seconds that are kept before and behind each stretch
+
+    Returns
+    -------
+    list[float]
+        start, end, start, end, ... in seconds, ascending, each a multiple of upstream's frame of 0.01 s;
+        [0.0, 0.0] if nobody speaks, of which upstream makes no segments ([] is to upstream the whole file)
+
+    Raises
+    ------
+    PackageError
+        an ImportError: silero-vad is not installed, the extra `vad`
+    VoiceActivityError
+        a ValueError: an option or the waveform is not as described above
+    RuntimeError
+        upstream's, if the file cannot be read
+    """
+    from whisper_max_plugin import vad
+
+    return vad.speech_clips(
+        audio, threshold=threshold, min_silence=min_silence, max_silence=max_silence, speech_pad=speech_pad
+    )

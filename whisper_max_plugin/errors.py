@@ -45,3 +45,11 @@ class ForkedProcessError(WhisperMaxError, RuntimeError):
 
 class OptionError(WhisperMaxError, ValueError):
     """A function was given an option that it does not have, or a value that cannot be meant."""
+
+
+class PackageError(WhisperMaxError, ImportError):
+    """An optional package that was asked for is not installed, or is another version than the one that is known."""
+
+
+class VoiceActivityError(WhisperMaxError, ValueError):
+    """Speech cannot be looked for in this audio, or not together with what else was asked for."""
