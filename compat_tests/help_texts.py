@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-USAGE_OF_OPTIONS = "[--progress]"
+USAGE_OF_OPTIONS = "[--vad] [--progress]"
 HELP_OF_OPTIONS = (
+    "--vad transcribe only where somebody speaks (with --backend max) "
     "--progress show how far each file is, how fast that goes and how long it will take (with --backend max)"
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from whisper_max_plugin.errors import PackageError, VoiceActivityError
 from whisper_max_plugin.silero import CHUNK
 
 from .data import SAMPLE, SAMPLE_DE, SAMPLE_LONG, jfk
-from .voice_fixtures import QUIET, mostly_silent, needs_silero, noise, silero_vad, with_pauses
+from .voice_fixtures import QUIET, mostly_silent, needs_silero, noise, silero_vad, with_pauses, without_silero
 
 speech_clips = whisper_max_plugin.speech_clips
 
@@ -219,8 +218,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    silero.load.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    without_silero(monkeypatch)
     with pytest.raises(PackageError, match=r"^silero-vad, .*, is not installed: pip install 'silero-vad>=6.2.3'$"):
         speech_clips(VOICELESS["noise"])
 

@@ -12,13 +12,13 @@ import whisper
 from whisper.audio import SAMPLE_RATE
 
 import whisper_max_plugin
-from whisper_max_plugin import silero, vad
+from whisper_max_plugin import vad
 from whisper_max_plugin.errors import PackageError, VoiceActivityError
 
 from .compare import assert_same_result, skip_unless_upstream_knows
 from .conftest import Pair
 from .data import SAMPLE, SAMPLE_DE, reference_text
-from .voice_fixtures import QUIET, cut, german_after_silence, mostly_silent, needs_silero, noise
+from .voice_fixtures import QUIET, cut, german_after_silence, mostly_silent, needs_silero, noise, without_silero
 
 ENGLISH = {"fp16": False, "language": "en"}
 
@@ -144,7 +144,6 @@ def test_a_release_without_clips_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_package_is_told_before_anything_is_transcribed(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_unless_upstream_knows({"clip_timestamps": "0"})
-    silero.load.cache_clear()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    without_silero(monkeypatch)
     with pytest.raises(PackageError, match="is not installed: pip install"):
         vad.only_speech(whisper.transcribe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 import whisper
 from whisper.audio import SAMPLE_RATE
+
+from whisper_max_plugin import silero
 
 from .data import SAMPLE_DE, SAMPLE_LONG, Sentence, reference
 
@@ -27,6 +30,12 @@ def silero_vad() -> ModuleType:
     package = importlib.import_module("silero_vad")
     torch.set_num_threads(threads)
     return package
+
+
+def without_silero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the package be missing, and what was read of it forgotten."""
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    silero.load.cache_clear()
 
 
 def noise(duration: float, loudness: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from whisper_max_plugin.silero import CHUNK
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
+WHOLE_FILE = "0"  # upstream's default of clip_timestamps
 NO_SPEECH = (0.0, 0.0)  # an empty clip: without any, upstream transcribes the whole file
 HYSTERESIS = 0.15  # speech goes on until its probability is so much below the threshold, as in silero-vad
 FIRST_RELEASE = "20240927"  # of openai-whisper in which transcribe() takes clip_timestamps
@@ -70,7 +71,7 @@ def only_speech(transcribe: Callable[..., dict[str, Any]]) -> Callable[..., dict
 
     @functools.wraps(transcribe)
     def of_speech(
-        model: Whisper, audio: str | np.ndarray | Tensor, *, clip_timestamps: Any = "0", **options: Any
+        model: Whisper, audio: str | np.ndarray | Tensor, *, clip_timestamps: Any = WHOLE_FILE, **options: Any
     ) -> dict[str, Any]:
         check_clip_timestamps(clip_timestamps)
         samples = _samples(audio)  # once, for all who need them
@@ -86,7 +87,7 @@ def only_speech(transcribe: Callable[..., dict[str, Any]]) -> Callable[..., dict
 
 def check_clip_timestamps(given: Any) -> None:
     """Raise a VoiceActivityError unless `given` is upstream's default, which says nothing."""
-    if given != "0":
+    if given != WHOLE_FILE:
         raise VoiceActivityError("voice activity and clip_timestamps both say what to transcribe: give one of them")
 
 

@@ -35,6 +35,13 @@ class Option:
         return f"--{self.name}"
 
 
+def _hear_speech_only(transcribe: Transcribe, _given: bool, arguments: argparse.Namespace) -> Transcribe:
+    from whisper_max_plugin import vad
+
+    vad.check_clip_timestamps(vars(arguments).get("clip_timestamps", vad.WHOLE_FILE))
+    return vad.only_speech(transcribe)
+
+
 def _show_progress(transcribe: Transcribe, _given: bool, _arguments: argparse.Namespace) -> Transcribe:
     from whisper_max_plugin import progress
 
@@ -49,6 +56,11 @@ def _together(transcribe: Transcribe, batch_size: int, arguments: argparse.Names
 
 
 OPTIONS = (
+    Option(
+        "vad",
+        {"action": "store_true", "help": "transcribe only where somebody speaks"},
+        _hear_speech_only,
+    ),
     Option(
         "progress",
         {"action": "store_true", "help": "show how far each file is, how fast that goes and how long it will take"},
