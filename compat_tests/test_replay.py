@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import whisper
 from max.driver import Buffer
 from max.engine import Model
 from whisper.decoding import ApplyTimestampRules, DecodingOptions, GreedyDecoder
@@ -23,6 +24,7 @@ from whisper_max_plugin.search import STEPS_AHEAD, Rules, Search
 
 from .compare import assert_same_result
 from .conftest import Pair
+from .data import SAMPLE_LONG
 from .device_fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
 
 __all__ = ["elsewhere"]  # a fixture, found by name
@@ -49,8 +51,9 @@ class Records(Device):
 RECORDS = Records("cpu", shares_memory=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def records() -> MaxWhisper:
+    """A model of which nothing has been recorded yet."""
     return accelerate(upstreams_nano(), RECORDS)
 
 
@@ -108,8 +111,35 @@ def test_recorded_steps(nano: Pair, records: MaxWhisper, recorder: Recorder, opt
     n_steps = after["graph_runs"]["step"] - before["graph_runs"].get("step", 0)
     assert recorder.n_recorded > 0
     assert after["steps_replayed"] - before["steps_replayed"] == n_steps - recorder.n_recorded  # but the first of each
+
+
+def test_windows_and_files_share_a_recording(nano: Pair, records: MaxWhisper, recorder: Recorder) -> None:
+    audio = whisper.load_audio(str(SAMPLE_LONG))
+    for begin in (0, 70):
+        minute = audio[begin * 16000 : (begin + 60) * 16000]
+        options = {"fp16": False, "language": "en", "temperature": 0.0}
+        assert_same_result(records.transcribe(minute, **options), nano.torch.transcribe(minute, **options))
+    assert recorder.n_recorded == 1
+
+
+def test_recordings_go_with_the_model(recorder: Recorder) -> None:
+    records = accelerate(upstreams_nano(), RECORDS)
+    transcripts([records], {})
+    assert recorder.recordings
+    del records
     gc.collect()
     assert not recorder.recordings, "a recording outlived the memory that it reads"
+
+
+def test_recordings_decoded_together_are_replayed(nano: Pair, records: MaxWhisper, recorder: Recorder) -> None:
+    options = {"fp16": False, "language": "en", "temperature": 0.0}
+    audio = whisper.load_audio(str(SAMPLE_LONG))
+    audios = [audio[begin * 16000 : (begin + 20) * 16000] for begin in (0, 30, 60)]
+    before = whisper_max_plugin.status()["steps_replayed"]
+    for finished in whisper_max_plugin.transcribe_many(records, audios, batch_size=3, **options):
+        assert_same_result(finished.result, nano.torch.transcribe(finished.audio, **options))
+    assert 1 <= recorder.n_recorded <= 3  # one for each number of them that were decoded together
+    assert whisper_max_plugin.status()["steps_replayed"] > before
 
 
 def test_a_device_that_refuses_to_record(nano: Pair, records: MaxWhisper, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from .graphs import build_module, has_kernels
 from .replay import Replay
 from .report import REPORT
 from .session import session
+from .step_inputs import SearchPool
 from .weights import graph_weights, stored_dtype
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Engine:
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
         self._search = models["search"]
+        self.searches = SearchPool(device, dims.n_text_ctx)
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
         self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
         REPORT.engine_ready(device.name, PRECISION)

@@ -49,7 +49,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._holders: npt.NDArray[np.int32] | None = None  # (batch, n_text_ctx)
         self._in_order = True  # whether every sequence's entries are in its own row
         self._memory: npt.NDArray[np.int64] | None = None
-        self._step: StepInputs | None = None
+        self._search: SearchInputs | None = None  # for steps of somebody who searches by other means
         self.engine: Engine | None = None  # what computed the entries, from the first pass on
         self.checked_modules: list[nn.Module] = []  # the decoder's, once they were found to be upstream's
         self._cross: dict[nn.Module, Buffer] = {}  # (n_audio, n_head, n_audio_ctx, head_dim)
@@ -134,14 +134,14 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             if there are not as many tokens as sequences in the cache
         """
         self.grow(len(tokens), 1)
-        if self._step is None or (search is not None and search is not self._step.search):
-            any_token = SearchKind.of_any_token(self._n_vocab)
-            search = search or SearchInputs(self._device, len(tokens), self._n_text_ctx, any_token)
-            n_layer = len(self._self_modules) // 2
-            self._step = StepInputs(len(self.memory), n_layer, self._n_text_ctx, search, self._device)
-        self._step.seat(self, tokens)
-        self._step.push()
-        return self._step
+        if search is None:
+            search = self._search = self._search or SearchInputs(
+                self._device, len(tokens), self._n_text_ctx, SearchKind.of_any_token(self._n_vocab)
+            )
+        step = search.steps_of(self.n_audio, len(self._self_modules) // 2)
+        step.seat(self, tokens)
+        step.push()
+        return step
 
     def count(self, n_steps: int) -> None:
         """Note that the graph ``step`` has run on by itself for so many tokens, or that so many do not count."""
@@ -156,7 +156,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             return
         holders = _own_rows(batch, self._n_text_ctx)
         holders[:, :n_filled] = self.holders[source_indices, :n_filled]
-        self._holders, self._step = holders, None
+        self._holders, self._search = holders, None
         if batch < held:
             self._put_in_order()
         else:  # further sequences start from the rows that there are
@@ -221,7 +221,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
         self._put_in_order()
-        self._step = self._memory = self._holders = None
+        self._search = self._memory = self._holders = None
         x = x.detach().to("cpu", torch.float32)
         if module in self._self_modules:
             self._storage[module] = self._stored(x.transpose(0, 1), x.shape[0])  # a copy: x may be a view of the old

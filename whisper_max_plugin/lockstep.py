@@ -8,20 +8,20 @@ only the run of the graph ``step``, which takes every window's position and memo
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from .step_inputs import SearchInputs, SearchKind, StepInputs
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .kv_cache import KVCache
     from .model import MaxWhisper
     from .search import Search
+    from .step_inputs import SearchKind, StepInputs
 
-Alike = tuple["Engine", SearchKind, int]
+Alike = tuple["Engine", "SearchKind", int]
 """Turns of the same engine, search and number of sequences can be one step."""
 
 
@@ -176,9 +176,9 @@ class Lockstep:
         """Return memory for so many windows; a GPU keeps what it has recorded of it."""
         if (kind, n_audio) not in self._inputs:
             engine, search_kind, n_group = kind
-            dims, device = engine.dims, engine.device
-            search = SearchInputs(device, n_audio * n_group, dims.n_text_ctx, search_kind)
-            self._inputs[kind, n_audio] = StepInputs(n_audio, dims.n_text_layer, dims.n_text_ctx, search, device)
+            search = engine.searches.take(n_audio * n_group, search_kind)
+            weakref.finalize(self, engine.searches.give_back, search).atexit = False
+            self._inputs[kind, n_audio] = search.steps_of(n_audio, engine.dims.n_text_layer)
         return self._inputs[kind, n_audio]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,8 @@ class Search:
             eot=getattr(decoder, "eot", NO_TOKEN),
             timestamp_begin=rules.n_vocab if rules.timestamps is None else rules.timestamps.tokenizer.timestamp_begin,
         )
-        self.inputs = SearchInputs(engine.device, batch, engine.dims.n_text_ctx, kind)
+        self.inputs = engine.searches.take(batch, kind)
+        weakref.finalize(self, engine.searches.give_back, self.inputs).atexit = False
         self._suppressed_first = engine.device.put(suppressed_tokens(rules.suppressed_first))
 
     @property
@@ -201,7 +203,7 @@ class Search:
             n_taken = self._take_best(n_steps - 1)
             if self.completed or n_taken < n_steps - 1:
                 return n_taken
-        self._take_last(self.inputs.logits)
+        self._take_last(self.inputs.filtered)
         return n_steps
 
     def _take_best(self, n_steps: int) -> int:

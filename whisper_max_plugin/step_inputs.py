@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,11 +62,14 @@ class SearchInputs:
 
     Attributes
     ----------
+    batch, kind
     ids, logprobs : Mirror, shape = (batch, n_candidates)
         each sequence's best next tokens, the best first, and their log-probabilities; -inf and NaN where there are none
     suppressed : Buffer
     logits : Buffer, shape = (batch, n_vocab)
-        of the latest step, -inf where a token cannot be chosen
+        what a step writes
+    filtered : Buffer, shape = (batch, n_vocab)
+        the logits of the latest step, -inf where a token cannot be chosen
     ranges : Mirror, shape = (batch, 4)
         the `Ranges` of each sequence
     stamps : Mirror, shape = (batch)
@@ -76,16 +80,26 @@ class SearchInputs:
 
     def __init__(self, device: Device, batch: int, n_text_ctx: int, kind: SearchKind) -> None:
         n_vocab, k = kind.n_vocab, kind.n_candidates
+        self.batch = batch
         self.kind = kind
         self.ids = Mirror(np.zeros((batch, k), dtype=np.int64), device)
         self.logprobs = Mirror(np.zeros((batch, k), dtype=np.float32), device)
-        self.logits = device.empty((batch, n_vocab))
+        self.logits = self.filtered = device.empty((batch, n_vocab))
         self.ranges = Mirror(np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64), device)
         self.stamps = Mirror(np.full(batch, NO_STAMP, dtype=np.int64), device)
         self.chosen = Mirror(np.zeros((n_text_ctx, batch), dtype=np.int64), device)
         self.chosen_logprobs = Mirror(np.zeros((n_text_ctx, batch), dtype=np.float32), device)
         self.suppressed = device.put(suppressed_tokens(kind.suppressed))
         self._rules = device.put(torch.tensor([kind.eot, kind.timestamp_begin, n_vocab]))
+        self._device = device
+        self._n_text_ctx = n_text_ctx
+        self._steps: dict[int, StepInputs] = {}
+
+    def steps_of(self, n_audio: int, n_layer: int) -> StepInputs:
+        """Return what the graph ``step`` takes for these sequences, of so many windows: always the same memory."""
+        if n_audio not in self._steps:
+            self._steps[n_audio] = StepInputs(n_audio, n_layer, self._n_text_ctx, self, self._device)
+        return self._steps[n_audio]
 
     @property
     def buffers(self) -> list[Buffer]:
@@ -96,6 +110,7 @@ class SearchInputs:
 
     def pull(self, n_steps: int = 1) -> None:
         """Bring to the host what the latest search has found, and what was chosen by `n_steps` - 1 steps before it."""
+        self.filtered = self.logits
         self.ids.pull()
         self.logprobs.pull()
         if n_steps > 1:
@@ -110,10 +125,42 @@ class SearchInputs:
     def answer(self, other: SearchInputs, rows: slice, n_steps: int) -> None:
         """Give another search, on the host, what was found in `n_steps` steps for `rows`, which are its sequences."""
         other.ids.array[:], other.logprobs.array[:] = self.ids.array[rows], self.logprobs.array[rows]
-        other.logits = self.logits[rows, :]
+        other.filtered = self.logits[rows, :]
         if n_steps > 1:
             other.chosen.array[:] = self.chosen.array[:, rows]
             other.chosen_logprobs.array[:] = self.chosen_logprobs.array[:, rows]
+
+
+class SearchPool:
+    """Memory of searches that have ended, for others of their kind: so a GPU can go on with what it has recorded of it.
+
+    Parameters
+    ----------
+    device : Device
+    n_text_ctx : int
+    """
+
+    N_KEPT = 8
+
+    def __init__(self, device: Device, n_text_ctx: int) -> None:
+        self._device = device
+        self._n_text_ctx = n_text_ctx
+        self._free: deque[SearchInputs] = deque(maxlen=self.N_KEPT)  # the oldest are let go
+
+    def take(self, batch: int, kind: SearchKind) -> SearchInputs:
+        """Return memory for as many sequences, which nobody else has."""
+        for inputs in tuple(self._free):
+            if inputs.kind == kind and inputs.batch == batch:
+                try:
+                    self._free.remove(inputs)
+                except ValueError:
+                    continue  # another thread was faster
+                return inputs
+        return SearchInputs(self._device, batch, self._n_text_ctx, kind)
+
+    def give_back(self, inputs: SearchInputs) -> None:
+        """Let others have `inputs`."""
+        self._free.append(inputs)
 
 
 class StepInputs:
@@ -131,7 +178,7 @@ class StepInputs:
     """
 
     def __init__(self, n_audio: int, n_layer: int, n_text_ctx: int, search: SearchInputs, device: Device) -> None:
-        batch = search.ids.array.shape[0]
+        batch = search.batch
         self.search = search
         self.replay: Replay | None = None  # made by who runs the graph
         self._tokens = Mirror(np.zeros((n_audio, batch // n_audio), dtype=np.int64), device)
