@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
+from whisper_max_plugin import live_command
 from whisper_max_plugin.bench import command as bench
 from whisper_max_plugin.errors import WhisperMaxError
 
@@ -73,6 +74,8 @@ def _run(arguments: list[str]) -> int:
         return doctor(as_json=options.json)
     if options.command == "bench":
         return bench.run(options, arguments)
+    if options.command == "live":
+        return live_command.run(options)
     if options.command == "convert":
         return convert(options.folder, options.path)
     if options.device is not None and options.target is not None:
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="SRC", help="the folder of config.json and the weights in safetensors")
     command.add_argument("path", metavar="DST.pt", help="the file to write, which must not be there yet")
 
+    live_command.add_parser(commands)
     bench.add_parser(commands)
     return parser
 

@@ -27,6 +27,10 @@ class CommandLineError(WhisperMaxError, ValueError):
     """Options of a command do not go together."""
 
 
+class LiveInputError(WhisperMaxError, RuntimeError):
+    """What is to be transcribed as it comes cannot be read."""
+
+
 class DeviceError(WhisperMaxError, ValueError):
     """A device was asked for that graphs do not run on."""
 

@@ -1,0 +1,227 @@
+"""Where live audio comes from: raw PCM or WAV from a stream or a file that grows, or the microphone."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+import queue
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_max_plugin.errors import LiveInputError
+
+SAMPLE_RATE = 16000  # Hz
+BLOCK = 3200  # bytes read at a time: a tenth of a second
+POLL = 0.05  # seconds
+QUIET = 5.0  # seconds; a file that has not grown for so long is complete
+PCM_FORMATS = (1, 0xFFFE)  # of the chunk "fmt ": WAVE_FORMAT_PCM, WAVE_FORMAT_EXTENSIBLE
+OTHER_FORMATS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\x1aE\xdf\xa3", b"FORM", b"caff")
+BY_FFMPEG = "ffmpeg -i … -f s16le -ac 1 -ar 16000 - | whisper-max live --input -"
+
+Blocks = Callable[[threading.Event], Iterator[npt.NDArray[np.float32]]]
+"""Yields samples as they come, until the input or the event ends it."""
+
+
+def open_input(name: str | None) -> Blocks:
+    """Return what reads standard input ("-"), a file (its path) or the microphone (None); nothing is read yet.
+
+    Raises
+    ------
+    LiveInputError
+        when there is no such file or no microphone
+    """
+    if name is None:
+        return _microphone(_sounddevice())
+    if name == "-":
+        # Not sys.stdin.buffer: its lock would still be held by the reading thread when the program exits.
+        stream = io.FileIO(0, closefd=False)
+        return lambda _stop: _samples(iter(lambda: stream.read(BLOCK), b""), "standard input")
+    try:
+        file = io.FileIO(name)
+    except OSError as error:
+        raise LiveInputError(f"{name} cannot be read: {error.strerror}") from error
+    return lambda stop: _samples(_growing(file, stop), name)
+
+
+def _growing(file: io.FileIO, stop: threading.Event) -> Iterator[bytes]:
+    """Yield what is in `file` and what is added to it; a pipe ends when its writer closes it."""
+    grows = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    last = time.monotonic()
+    with file:
+        while not stop.is_set():
+            block = file.read(BLOCK)
+            if block:
+                last = time.monotonic()
+                yield block
+            elif not grows or time.monotonic() - last > QUIET:
+                return
+            else:
+                stop.wait(POLL)
+
+
+def _samples(blocks: Iterator[bytes], name: str) -> Iterator[npt.NDArray[np.float32]]:
+    """Turn bytes of 16-bit mono PCM, with or without a header of WAV, into samples."""
+    head = b""
+    begin = None
+    for block in blocks:
+        head += block
+        begin = _pcm_begins(head, name)
+        if begin is not None:
+            break
+    if begin is None:
+        if head[:4] == b"RIFF":
+            raise LiveInputError(f"{name} ends within the header of a WAV file: give one that has samples")
+        begin = 0
+    rest = head[begin:]
+    while True:
+        whole = len(rest) // 2 * 2
+        if whole:
+            yield np.frombuffer(rest[:whole], "<i2").astype(np.float32) * np.float32(1 / 32768)
+        block = next(blocks, b"")
+        if not block:
+            return
+        rest = rest[whole:] + block
+
+
+def _pcm_begins(head: bytes, name: str) -> int | None:
+    """Return where samples begin in an input that begins with `head`; None if that is too short to tell."""
+    if len(head) < 12:
+        return None
+    if head.startswith(OTHER_FORMATS) or head[4:8] == b"ftyp":
+        raise LiveInputError(f"{name} is neither WAV nor raw PCM: {BY_FFMPEG}")
+    if not (head.startswith(b"RIFF") and head[8:12] == b"WAVE"):
+        return 0
+    position = 12
+    while len(head) >= position + 8:
+        kind, size = struct.unpack_from("<4sI", head, position)
+        position += 8
+        if kind == b"data":
+            return position
+        if kind == b"fmt " and len(head) >= position + 16:
+            encoding, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, position)
+            if encoding not in PCM_FORMATS or (channels, rate, bits) != (1, SAMPLE_RATE, 16):
+                facts = f"{bits} bits, {rate} Hz and {channels} channels"
+                raise LiveInputError(f"{name} is a WAV file of {facts}, not of 16-bit PCM, 16000 Hz and 1: {BY_FFMPEG}")
+        position += size + size % 2
+    return None
+
+
+def _sounddevice() -> ModuleType:
+    try:
+        import sounddevice
+    except ModuleNotFoundError:
+        raise LiveInputError(
+            "the microphone needs sounddevice: pip install 'whisper-max-plugin[live]', or give --input"
+        ) from None
+    except OSError as error:  # from sounddevice, when the library that it binds is missing
+        raise LiveInputError(f"{error}: install it (Debian: apt install libportaudio2), or give --input") from error
+    return sounddevice
+
+
+def _microphone(sounddevice: Any) -> Blocks:
+    recorded: queue.SimpleQueue[npt.NDArray[np.float32]] = queue.SimpleQueue()
+
+    def keep(samples: npt.NDArray[np.float32], _n_frames: int, _time: object, _status: object) -> None:
+        recorded.put(samples[:, 0].copy())
+
+    def failed(error: Exception) -> LiveInputError:
+        reason = str(error).partition("\n")[0]
+        return LiveInputError(
+            f"the microphone cannot be opened ({reason}): `python -m sounddevice` lists devices, or give --input"
+        )
+
+    try:
+        stream = sounddevice.InputStream(samplerate=SAMPLE_RATE, channels=1, dtype="float32", callback=keep)
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise failed(error) from error
+
+    def blocks(stop: threading.Event) -> Iterator[npt.NDArray[np.float32]]:
+        try:
+            stream.start()
+        except sounddevice.PortAudioError as error:
+            raise failed(error) from error
+        with stream:
+            while not stop.is_set():
+                try:
+                    yield recorded.get(timeout=POLL)
+                except queue.Empty:
+                    continue
+
+    return blocks
+
+
+class Recorder:
+    """Reads an input on a thread, so that it is read while the model computes; notes when each sample came."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._stop = threading.Event()
+        # None ends it; may be put by a signal handler, which SimpleQueue allows
+        self._queue: queue.SimpleQueue[tuple[npt.NDArray[np.float32], float] | LiveInputError | None] = (
+            queue.SimpleQueue()
+        )
+        self._came: list[tuple[float, float]] = []  # seconds of audio, and the time when it had come
+        # a daemon, since a read from a pipe cannot be interrupted
+        self._thread = threading.Thread(target=self._read, name="whisper-max-live", daemon=True)
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield all that has come since the last time, when something has.
+
+        Raises
+        ------
+        LiveInputError
+            when the input is not what it should be
+        """
+        self._thread.start()
+        ended = False
+        while not ended:
+            items = [self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get())
+            samples = []
+            for item in items:
+                if item is None:
+                    ended = True
+                    break
+                if isinstance(item, LiveInputError):
+                    raise item
+                samples.append(item[0])
+                before = self._came[-1][0] if self._came else 0.0
+                self._came.append((before + item[0].size / SAMPLE_RATE, item[1]))
+            if samples:
+                yield np.concatenate(samples)
+
+    def end(self) -> None:
+        """Let what has come so far be all; may be called by a signal handler."""
+        self._stop.set()
+        self._queue.put(None)
+
+    def close(self) -> None:
+        """Stop reading; of a thread that waits for a pipe, nothing more is heard."""
+        self._stop.set()
+        self._thread.join(timeout=10 * POLL)
+
+    def came(self, seconds: float) -> float:
+        """Return when, by `time.monotonic()`, the audio until `seconds` had come."""
+        index = bisect.bisect_left(self._came, (seconds, 0.0))
+        return self._came[min(index, len(self._came) - 1)][1]
+
+    def _read(self) -> None:
+        try:
+            for samples in self._blocks(self._stop):
+                self._queue.put((samples, time.monotonic()))
+        except OSError as error:
+            self._queue.put(LiveInputError(f"the input cannot be read any more: {error.strerror}"))
+        except LiveInputError as error:
+            self._queue.put(error)
+        finally:
+            self._queue.put(None)
