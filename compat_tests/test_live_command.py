@@ -34,9 +34,8 @@ def sentences() -> list[str]:
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [*LIVE, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*LIVE, *arguments], stdin=pipe, stdout=pipe, stderr=pipe)
     line = process.stderr.readline()
     assert line == b"listening; Ctrl-C ends\n", line + process.stderr.read()
     return process
@@ -48,6 +47,7 @@ def speak(process: subprocess.Popen[bytes], pcm: bytes) -> None:
     for position in range(0, len(pcm), 3200):
         time.sleep(max(0.0, begin + (position + 3200) / 32000 - time.monotonic()))
         process.stdin.write(pcm[position : position + 3200])
+        process.stdin.flush()
 
 
 def test_text_is_printed_while_it_is_spoken(pcm: bytes, sentences: list[str]) -> None:
@@ -66,8 +66,9 @@ def test_text_is_printed_while_it_is_spoken(pcm: bytes, sentences: list[str]) ->
 
 def test_interrupted_it_prints_what_was_said_and_ends(pcm: bytes, sentences: list[str]) -> None:
     process = start("--input", "-", "--min_chunk", "5")
-    process.stdin.write(pcm[: 4 * 32000])
-    time.sleep(0.5)  # less than a pass waits for
+    process.stdin.write(pcm[: 4 * 32000])  # less than a pass waits for
+    process.stdin.flush()
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     output, errors = process.stdout.read().decode(), process.stderr.read().decode()
     assert process.wait(30) == 0

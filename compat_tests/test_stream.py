@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from whisper_max_plugin import transcribe_stream
 
 from .compare import assert_same_result, skip_unless_upstream_knows
 from .conftest import Pair
-from .data import NANO, SAMPLE, SAMPLE_LONG
+from .data import NANO, ROOT, SAMPLE, SAMPLE_LONG, reference_text
 
 OPTIONS: dict[str, Any] = {"language": "en", "fp16": False}
 
@@ -264,3 +265,16 @@ def test_the_package_imports_nothing_for_it() -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert "transcribe_stream" in whisper_max_plugin.__all__
+
+
+def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "streaming.md").read_text()
+    stream, live = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(stream, namespace)
+    lines = capsys.readouterr().out.splitlines()
+    shown = re.search(r"```\n(\d\.\d s: .*?)```", page, re.DOTALL)[1].splitlines()
+    assert [line.partition(" s: ")[2] for line in lines] == [line.partition(" s: ")[2] for line in shown]
+    exec(live, namespace)
+    assert capsys.readouterr().out.splitlines()[-1].strip() == reference_text(SAMPLE)
