@@ -55,8 +55,9 @@ def test_text_is_printed_while_it_is_spoken(pcm: bytes, sentences: list[str]) ->
     speak(process, pcm)
     first = process.stdout.read(len(sentences[0]))  # before the input ends
     assert first.decode() == sentences[0]
-    rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
+    process.stdin.close()
+    rest, errors = process.stdout.read(), process.stderr.read()
+    assert process.wait(60) == 0
     assert (first + rest).decode().splitlines() == sentences
     words, seconds, median, longest = SUMMARY.fullmatch(errors.decode().strip()).groups()
     assert int(words) == len(" ".join(sentences).split())
