@@ -15,11 +15,12 @@ from .echo_backend import EchoPlugin
 @pytest.fixture(autouse=True)
 def switched_off(monkeypatch):
     """Start and end with upstream's whisper and none of our settings."""
-    for variable in ("WHISPER_BACKEND", "WHISPER_MAX_NO_HOOK", "WHISPER_MAX_STRICT"):
+    for variable in ("WHISPER_BACKEND", "WHISPER_MAX_NO_HOOK", "WHISPER_MAX_PRECISION", "WHISPER_MAX_STRICT"):
         monkeypatch.delenv(variable, raising=False)
     was_active = whisper_max_plugin.is_active()
     whisper_max_plugin.uninstall()
     monkeypatch.setattr(startup, "command_line_backend", None)
+    monkeypatch.setattr(startup, "command_line_precision", None)
     monkeypatch.setattr(upstream, "_reported", set())
     yield
     whisper_max_plugin.uninstall()

@@ -241,7 +241,7 @@ def warmups(monkeypatch):
     """The calls of `loading.warmup`, which compiles nothing and returns tiny."""
     calls = []
 
-    def warmup(name, device=None):
+    def warmup(name, device=None, precision="float32"):
         calls.append((name, device))
         if name == "base":
             raise errors.CheckpointError("base has no encoder: download it again")

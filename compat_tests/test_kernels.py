@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.graphs import KERNELS
-from whisper_max_plugin.graphs.kernels import cross_attention, project, self_attention
+from whisper_max_plugin.graphs.kernels import cross_attention, linear, linear_add, linear_gelu, project, self_attention
 from whisper_max_plugin.session import session
 
 from .compare import assert_close
@@ -23,6 +23,7 @@ N_HEAD = 2
 LAYER = 1
 UNUSED = [0] * 4  # the entries of another layer
 N_KEYS = [1, 17, 1500]
+SIZES = [(1, 1), (3, 15), (7, 16), (8, 17), (65, 384), (1031, 130), (1536, 384)]
 CPU = DeviceRef.CPU()
 X, Y = TensorType(DType.float32, ["m", "k"], CPU), TensorType(DType.float32, ["m", "n"], CPU)
 BIAS = TensorType(DType.float32, ["n"], CPU)
@@ -50,8 +51,22 @@ def kernels() -> dict[str, Model]:
         ) as g:
             project(g.inputs[0].buffer, *(value.tensor for value in g.inputs[1:]))
             g.output()
+    _add_linear_layers_of_int8(module)
     _add_attentions(module)
     return session().init_all(session().compile(module, custom_extensions=[KERNELS]))
+
+
+def _add_linear_layers_of_int8(module: Module) -> None:
+    weight, scales = TensorType(DType.int8, ["n", "k"], CPU), BIAS
+    operations = {"whisper_linear": linear, "whisper_linear_gelu": linear_gelu, "whisper_linear_add": linear_add}
+    for name, operation in operations.items():
+        types = [X, *([Y] if operation is linear_add else []), weight, BIAS, scales]
+        with Graph(f"{name}_int8", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+            graph.output(operation(*(value.tensor for value in graph.inputs)))
+    types = [BufferType(DType.float32, ["m", "n"], CPU), X, weight, scales]
+    with Graph("whisper_project_int8", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+        project(graph.inputs[0].buffer, *(value.tensor for value in graph.inputs[1:]))
+        graph.output()
 
 
 def _add_attentions(module: Module) -> None:
@@ -81,7 +96,7 @@ def seeded() -> None:
 
 
 @pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 15), (7, 16), (8, 17), (65, 384), (1031, 130), (1536, 384)])
+@pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 13])
 def test_linear_layers(kernels: dict[str, Model], stored: str, m: int, n: int, k: int) -> None:
     x, weight = torch.randn(m, k), torch.randn(n, k).to(getattr(torch, stored))
@@ -97,6 +112,22 @@ def test_linear_layers(kernels: dict[str, Model], stored: str, m: int, n: int, k
         assert_close(run(kernels[f"{name}_{stored}"], x, weight, *further.get(name, [bias])), result)
     logits = torch.full((m, n), torch.nan)
     kernels[f"whisper_project_{stored}"].execute(*map(Buffer.from_dlpack, (logits, x, weight)))
+    assert_close(logits, product)
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 13])
+def test_linear_layers_of_int8(kernels: dict[str, Model], m: int, n: int, k: int) -> None:
+    x, bias, residual = torch.randn(m, k), torch.randn(n), torch.randn(m, n)
+    weight, scales = torch.randint(-127, 128, (n, k), dtype=torch.int8), torch.rand(n) / 127
+    product = (x.double() @ (weight.double() * scales.double()[:, None]).T).float()
+    assert_close(run(kernels["whisper_linear_int8"], x, weight, bias, scales), product + bias)
+    gelu = torch.nn.functional.gelu(product + bias)
+    assert_close(run(kernels["whisper_linear_gelu_int8"], x, weight, bias, scales), gelu)
+    added = run(kernels["whisper_linear_add_int8"], x, residual, weight, bias, scales)
+    assert_close(added, product + bias + residual)
+    logits = torch.full((m, n), torch.nan)
+    kernels["whisper_project_int8"].execute(*map(Buffer.from_dlpack, (logits, x, weight, scales)))
     assert_close(logits, product)
 
 

@@ -15,25 +15,27 @@ from .echo_backend import GIVEN, PRECEDENCE
 __all__ = ["echo", "switched_off", "whisper"]  # fixtures, found by name
 
 
-def test_load_model_has_upstreams_signature_and_one_keyword_more(whisper):
+def test_load_model_has_upstreams_signature_and_two_keywords_more(whisper):
     signature = inspect.signature(whisper.load_model)
     whisper_max_plugin.install()
     patched = inspect.signature(whisper.load_model)
-    assert list(patched.parameters.values())[:-1] == list(signature.parameters.values())
+    assert list(patched.parameters.values())[:-2] == list(signature.parameters.values())
     assert patched.return_annotation == signature.return_annotation
-    assert str(patched.parameters["backend"]) == "backend: 'str | None' = None"
-    assert patched.parameters["backend"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert list(patched.parameters) == ["name", "device", "download_root", "in_memory", "backend"]
+    for name in ("backend", "precision"):
+        assert str(patched.parameters[name]) == f"{name}: 'str | None' = None"
+        assert patched.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(patched.parameters) == ["name", "device", "download_root", "in_memory", "backend", "precision"]
 
 
-def test_load_model_keeps_upstreams_docstring_and_documents_backend(whisper):
+def test_load_model_keeps_upstreams_docstring_and_documents_both(whisper):
     before = inspect.getdoc(whisper.load_model)
     whisper_max_plugin.install()
     after = inspect.getdoc(whisper.load_model)
     added = [line for line in after.splitlines() if line not in before.splitlines()]
     assert [line for line in after.splitlines() if line not in added] == before.splitlines()
     assert added[0] == "backend : str"
-    assert after.index("in_memory: bool") < after.index("backend : str") < after.index("Returns")
+    assert after.index("in_memory: bool") < after.index("backend : str") < after.index("precision : str")
+    assert after.index("precision : str") < after.index("Returns")
 
 
 def test_load_model_hands_every_argument_to_the_backend(whisper, echo):

@@ -27,7 +27,7 @@ from .conftest import Pair
 
 __all__ = ["switched_off"]  # a fixture, found by name
 
-DOCUMENTED_KEYWORDS = {("MaxTextDecoder", "forward"): ["rows"], ("whisper", "load_model"): ["backend"]}
+DOCUMENTED_KEYWORDS = {("MaxTextDecoder", "forward"): ["rows"], ("whisper", "load_model"): ["backend", "precision"]}
 
 
 def documented(function: Callable[..., Any]) -> str:

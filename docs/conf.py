@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 CHAPTERS = {
-    "Using it": ["migration", "example", "many-files", "voice-activity", "huggingface", "api", "troubleshooting"],
+    "Using it": [
+        "migration",
+        "example",
+        "many-files",
+        "streaming",
+        "voice-activity",
+        "huggingface",
+        "api",
+        "troubleshooting",
+    ],
     "GPUs": ["gpu", "cloud", "../compat_tests/gpu/README"],
     "Figures": ["performance", "compatibility"],
     "Inside": ["architecture", "writing-a-backend", "changing-a-graph", "../weights/README", "../CHANGELOG"],

@@ -25,20 +25,22 @@ if TYPE_CHECKING:
     from whisper_max_plugin.stream import TranscriptionStream
 
 
-def install(backend: str = "max") -> None:
+def install(backend: str = "max", precision: str | None = None) -> None:
     """Make `whisper.load_model` load models for `backend`, now or as soon as whisper is imported.
 
-    Calling it again is harmless; another name replaces the first.
+    Calling it again is harmless; other arguments replace the first ones.
 
     Parameters
     ----------
     backend : str
         "max", "torch" or the name of any registered backend
+    precision : str | None
+        what this backend rounds the decoder's weights to for its steps, "int8" for one; see `load_model` after this
 
     Raises
     ------
-    UnknownBackendError
-        a ValueError that lists the known names
+    UnknownBackendError, PrecisionError
+        ValueErrors that list the known names
     UnsupportedWhisperError
         when the imported whisper is not an openai-whisper that this plugin can patch
 
@@ -49,8 +51,10 @@ def install(backend: str = "max") -> None:
     """
     from whisper_max_plugin import backends, upstream
 
-    name = backends.get(backend).name
-    stale = upstream.activate(name)
+    chosen = backends.get(backend)
+    if precision is not None:
+        precision = backends.checked_precision(chosen, precision)
+    stale = upstream.activate(chosen.name, precision)
     if stale:
         import warnings
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pluggy
 
-from whisper_max_plugin import hookspecs, max_backend, torch_backend
-from whisper_max_plugin.errors import BackendUnavailableError, UnknownBackendError
+from whisper_max_plugin import hookspecs, max_backend, precision, torch_backend
+from whisper_max_plugin.errors import BackendUnavailableError, PrecisionError, UnknownBackendError
 from whisper_max_plugin.hookspecs import Backend
 
 if TYPE_CHECKING:
@@ -182,6 +182,40 @@ def resolve(keyword: str | None, *, command_line: str | None, installed: str | N
         if name is not None:
             return _normalised(name)
     return _normalised(os.environ.get(VARIABLE, "")) or DEFAULT
+
+
+def precision_option(
+    backend: Backend, keyword: str | None, *, command_line: str | None, installed: str | None
+) -> dict[str, str]:
+    """Return what `backend.load_model` is told of precision: nothing by default, or when the backend knows of none.
+
+    The arguments are those of `precision.resolve`.
+
+    Raises
+    ------
+    PrecisionError
+        when there is no such precision, or this call asks a backend for one that knows of none
+    """
+    if keyword is None and not hasattr(backend, "precisions"):
+        return {}
+    chosen = precision.resolve(keyword, command_line=command_line, installed=installed)
+    return {} if chosen is None else {"precision": checked_precision(backend, chosen)}
+
+
+def checked_precision(backend: Backend, name: str) -> str:
+    """Return the precision of this name that `backend` has.
+
+    Raises
+    ------
+    PrecisionError
+        when it has none of this name
+    """
+    known = getattr(backend, "precisions", None)
+    if known is None:
+        raise PrecisionError(
+            f'precision={name!r} is for the backend max and this is {backend.name}: leave it out, or take backend="max"'
+        )
+    return precision.checked(name, known)
 
 
 def _normalised(name: str) -> str:

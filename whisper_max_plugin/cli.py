@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
 from whisper_max_plugin import live_command
+from whisper_max_plugin import precision as precisions
 from whisper_max_plugin.bench import command as bench
 from whisper_max_plugin.errors import WhisperMaxError
 
@@ -80,7 +81,7 @@ def _run(arguments: list[str]) -> int:
         return convert(options.folder, options.path)
     if options.device is not None and options.target is not None:
         parser.error("--target names a GPU of another machine: leave out --device")
-    return warmup(options.model, device=options.device, target=options.target)
+    return warmup(options.model, device=options.device, target=options.target, precision=options.precision)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help="device to compile for; by default the one load_model chooses")
     target = "compile for a GPU of another machine instead, by its architecture: sm_90a is an H100 or H200"
     command.add_argument("--target", metavar="SM", help=target)
+
+    precision_help = f"see docs/precision.md; by default {precisions.VARIABLE}, else {precisions.DEFAULT}"
+    command.add_argument("--precision", metavar="NAME", help=precision_help)
 
     command = commands.add_parser(
         "convert", help="write a checkpoint of Hugging Face as the .pt file that whisper loads"
@@ -280,17 +284,21 @@ def _print_rows(rows: Sequence[Row]) -> None:
             print(textwrap.indent(row.note, 6 * " "))
 
 
-def warmup(names: Sequence[str], *, device: str | None, target: str | None = None) -> int:
+def warmup(names: Sequence[str], *, device: str | None, target: str | None = None, precision: str | None = None) -> int:
     """Compile the graphs of each model, or find them in the cache; one bad name does not stop the others."""
     from whisper_max_plugin.backends import get_usable
 
     get_usable("max")  # before the model's modules are imported, since these need what it looks for
     from whisper_max_plugin import loading, targets
 
+    chosen = precisions.of_command(precision)
     code = EXIT_OK
     for name in names:
         try:
-            result = loading.warmup(name, device=device) if target is None else targets.warmup(name, target)
+            if target is None:
+                result = loading.warmup(name, device=device, precision=chosen)
+            else:
+                result = targets.warmup(name, target, chosen)
         except WhisperMaxError as error:
             _print_error(error)
             code = EXIT_ERROR

@@ -84,6 +84,7 @@ def run_checks() -> list[Check]:
         check_whisper_command(),
         check_startup_hook(),
         check_whisper_backend_variable(),
+        check_precision_variable(),
         *(check_backend(backend) for backend in backends.all_backends()),
     ]
 
@@ -294,6 +295,24 @@ def check_whisper_backend_variable() -> Check:
     if reason is True:
         return Check("WHISPER_BACKEND", True, value)
     return Check("WHISPER_BACKEND", False, f"{value} cannot run: {reason}", "unset WHISPER_BACKEND")
+
+
+def check_precision_variable() -> Check:
+    """WHISPER_MAX_PRECISION, when set, names a precision; with any but the default models are no longer upstream's."""
+    from whisper_max_plugin import precision
+    from whisper_max_plugin.errors import PrecisionError
+
+    value = os.environ.get(precision.VARIABLE, "").strip()
+    if not value:
+        return Check(precision.VARIABLE, None, "not set")
+    try:
+        name = precision.checked(value)
+    except PrecisionError as error:
+        return Check(precision.VARIABLE, False, str(error), f"export {precision.VARIABLE}={precision.DEFAULT}")
+    if name == precision.DEFAULT:
+        return Check(precision.VARIABLE, True, name)
+    value = f"{name} rounds weights, and --parity compares {precision.DEFAULT}"
+    return Check(precision.VARIABLE, None, value, f"unset {precision.VARIABLE}")
 
 
 def check_backend(backend: Backend) -> Check:

@@ -18,20 +18,21 @@ from torch import Tensor
 from . import artifacts
 from .checkpoint import check_state
 from .devices import Device
-from .errors import DeviceError
-from .graphs import build_module, has_kernels
+from .errors import DeviceError, PrecisionError
+from .graphs import LARGEST_VECTOR, build_module, has_kernels
+from .precision import DEFAULT
 from .replay import Replay
 from .report import REPORT
 from .session import session
 from .step_inputs import SearchPool
-from .weights import graph_weights, stored_dtype
+from .weights import chosen_dtype, graph_weights
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
 
     from .step_inputs import SearchInputs, StepInputs
 
-PRECISION = "float32"
+COMPUTED = "float32"  # what products are summed up in, whatever the weights are
 HEAD_ON_GPU = 64
 
 CrossKV = list[Buffer]
@@ -70,23 +71,30 @@ class Engine:
         the model's parameters by upstream's names. On the CPU, those that are contiguous float32 are shared with the
         graphs, not copied; a GPU gets the graphs' weights once.
     device : Device
+    precision : str
+        one of `precision.PRECISIONS`
 
     Raises
     ------
     CheckpointError
         if a tensor is missing, unused or of the wrong shape
+    PrecisionError
+        see `check_precision`, or if a weight is not finite, which int8 has no value for
     RuntimeError
         if MAX cannot compile the graphs
     """
 
-    def __init__(self, dims: ModelDimensions, state: Mapping[str, Tensor], device: Device) -> None:
+    def __init__(
+        self, dims: ModelDimensions, state: Mapping[str, Tensor], device: Device, precision: str = DEFAULT
+    ) -> None:
         self.dims = dims
         self.device = device
         self._lock = threading.Lock()
         check_state(dims, state, source="the model")
         if device.index is not None:
             check_heads(dims)
-        stored = stored_dtype(state)
+        check_precision(precision, dims, device)
+        stored = chosen_dtype(state, precision)
         compiled = compile_graphs(dims, stored, device)
         # keeps the memory alive that the graphs read
         weights = graph_weights(state, stored, kernels=has_kernels(dims))
@@ -98,7 +106,7 @@ class Engine:
         self.searches = SearchPool(device, dims.n_text_ctx)
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
         self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
-        REPORT.engine_ready(device.name, PRECISION)
+        REPORT.engine_ready(device.name, precision)
 
     def encode(self, mel: Tensor) -> Tensor:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""
@@ -189,7 +197,10 @@ class Engine:
         """
         key = cross_kv[2 * layer]
         query = f"blocks.{layer}.cross_attn.query"
-        matrix = f"stored.{query}.weight" if has_kernels(self.dims) else f"decoder.{query}.weight"
+        # the model's own, unless what the step reads is in its place
+        matrix = f"decoder.{query}.weight"
+        if matrix not in self._weights:
+            matrix = f"stored.{query}.weight"
         batch, n_tokens, n_state = x.shape
         n_audio, n_head, n_audio_ctx, _ = key.shape
         (scores,) = self._run(
@@ -225,6 +236,28 @@ def check_heads(dims: ModelDimensions) -> None:
         )
 
 
+def check_precision(precision: str, dims: ModelDimensions, device: Device) -> None:
+    """Refuse a precision other than the default where there are no kernels for it.
+
+    Raises
+    ------
+    PrecisionError
+        on a GPU, and for a model whose step is not a graph of kernels
+    """
+    if precision == DEFAULT:
+        return
+    if device.index is not None:
+        raise PrecisionError(
+            f"precision={precision!r} is for the CPU and this is {device.name}: leave it out, or load the model with "
+            'device="cpu" (on the command line --device cpu)'
+        )
+    if not has_kernels(dims):
+        raise PrecisionError(
+            f"precision={precision!r} is for models whose heads have a multiple of {LARGEST_VECTOR} values, and this "
+            "one's have not: leave it out"
+        )
+
+
 _compiled: dict[tuple[tuple[int, ...], torch.dtype, str], CompiledModel] = {}
 _compile_lock = threading.Lock()
 
@@ -244,7 +277,7 @@ def compile_graphs(dims: ModelDimensions, stored: torch.dtype, device: Device) -
 
 def artifact_precision(stored: torch.dtype) -> str:
     """Name the types that an artifact computes in, and reads the step's weights in."""
-    return PRECISION if _name(stored) == PRECISION else f"{PRECISION}-{_name(stored)}"
+    return COMPUTED if _name(stored) == COMPUTED else f"{COMPUTED}-{_name(stored)}"
 
 
 def _name(dtype: torch.dtype) -> str:

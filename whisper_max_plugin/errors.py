@@ -35,6 +35,10 @@ class DeviceError(WhisperMaxError, ValueError):
     """A device was asked for that graphs do not run on."""
 
 
+class PrecisionError(WhisperMaxError, ValueError):
+    """A precision was asked for that does not exist, or not for this backend, device or model."""
+
+
 class CheckpointError(WhisperMaxError, RuntimeError):
     """A checkpoint, or a model's state, cannot be used as it is."""
 

@@ -47,7 +47,11 @@ class Backend(Protocol):
         *,
         upstream_load_model: Callable[..., Whisper],
     ) -> Whisper:
-        """Load a model; the arguments are those of `whisper.load_model`, and so is `upstream_load_model`."""
+        """Load a model; the arguments are those of `whisper.load_model`, and so is `upstream_load_model`.
+
+        A backend with the attribute `precisions`, a sequence of names, gets the one that was asked for, if one was,
+        as a keyword `precision`.
+        """
 
 
 @hookspec

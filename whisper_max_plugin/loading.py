@@ -14,11 +14,12 @@ from whisper.model import ModelDimensions, Whisper
 
 from . import artifacts, checkpoint, devices
 from .devices import Device
-from .engine import artifact_precision, compile_graphs
+from .engine import artifact_precision, check_precision, compile_graphs
 from .errors import DeviceError, UnknownModelError
 from .model import MaxWhisper, accelerate
+from .precision import DEFAULT
 from .sizes import OFFICIAL_DIMS
-from .weights import stored_dtype
+from .weights import chosen_dtype, stored_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ def load(
     download_root: str | None,
     in_memory: bool,
     upstream_load_model: Callable[..., Whisper],
+    precision: str = DEFAULT,
 ) -> MaxWhisper:
-    """Load a model as `whisper.load_model` does, and accelerate it.
+    """Load a model as `whisper.load_model` does, and accelerate it for one of `precision.PRECISIONS`.
 
     Raises
     ------
@@ -39,6 +41,8 @@ def load(
         if `device` is not one that graphs run on, or if it computes anything else than torch
     CheckpointError
         if the checkpoint is damaged, carries code, or its tensors are not those of its dimensions
+    PrecisionError
+        if there are no kernels for `precision`, or no values for the model's weights
     RuntimeError
         upstream's errors: no such model, failed download
     """
@@ -46,8 +50,9 @@ def load(
     model = load_unaccelerated(
         name, download_root=download_root, in_memory=in_memory, upstream_load_model=upstream_load_model
     )
+    check_precision(precision, model.dims, graphs_device)
     if graphs_device.shares_memory:
-        return accelerate(model)
+        return accelerate(model, graphs_device, precision)
     return accelerate_checked(model, graphs_device)
 
 
@@ -125,7 +130,7 @@ class WarmupResult:
     cached: bool
 
 
-def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
+def warmup(name: str, device: str | torch.device | None = None, precision: str = DEFAULT) -> WarmupResult:
     """Compile the graphs that `name` needs, unless they are cached; an official model is not downloaded for it.
 
     Raises
@@ -136,6 +141,8 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
         if `device` is not one that graphs run on
     CheckpointError
         if what lies at the path is not a usable checkpoint
+    PrecisionError
+        if there are no kernels for `precision`
     """
     try:
         graphs_device = devices.find(device)
@@ -144,14 +151,18 @@ def warmup(name: str, device: str | torch.device | None = None) -> WarmupResult:
             raise
         raise DeviceError(f"{error}, or compile for a GPU of another machine by whisper-max warmup --target") from error
     if name in OFFICIAL_DIMS:
-        dims, stored = OFFICIAL_DIMS[name], torch.float16  # as OpenAI publishes them
+        dims = OFFICIAL_DIMS[name]
+        stored = (
+            torch.float16 if precision == DEFAULT else chosen_dtype({}, precision)
+        )  # float16 is what OpenAI publishes
     elif _is_path(name):
         found = checkpoint.read(name)
-        dims, stored = found.dims, stored_dtype(found.state)
+        dims, stored = found.dims, chosen_dtype(found.state, precision)
     else:
         raise UnknownModelError(
             f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
         )
+    check_precision(precision, dims, graphs_device)
     cached = artifacts.is_cached(dims, artifact_precision(stored), graphs_device.kind)
     started = time.monotonic()
     compile_graphs(dims, stored, graphs_device)

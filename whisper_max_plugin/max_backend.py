@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 from whisper_max_plugin.hookspecs import Backend, hookimpl
+from whisper_max_plugin.precision import DEFAULT, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ class MaxBackend:
     """Loads checkpoints into `whisper_max_plugin.model.MaxWhisper`."""
 
     name = "max"
+    precisions = PRECISIONS
 
     def version(self) -> str | None:
         """Return the installed version of MAX, None without it."""
@@ -61,8 +63,9 @@ class MaxBackend:
         in_memory: bool,
         *,
         upstream_load_model: Callable[..., Whisper],
+        precision: str = DEFAULT,
     ) -> Whisper:
-        """Return upstream's model with its encoder and decoder as MAX graphs."""
+        """Return upstream's model with its encoder and decoder as MAX graphs; `precision` is one of `precisions`."""
         from whisper_max_plugin import loading
 
         return loading.load(
@@ -71,6 +74,7 @@ class MaxBackend:
             download_root=download_root,
             in_memory=in_memory,
             upstream_load_model=upstream_load_model,
+            precision=precision,
         )
 
 

@@ -11,6 +11,7 @@ from .decoding import decode as decode_function
 from .devices import HOST, Device
 from .kv_cache import KVCache
 from .modules import MaxAudioEncoder, MaxTextDecoder
+from .precision import DEFAULT
 from .runtime import Runtime
 from .threads import OneTorchThread
 
@@ -48,7 +49,7 @@ class MaxWhisper(Whisper):
         return KVCache(self.decoder, cache), [OneTorchThread()]
 
 
-def accelerate(model: Whisper, device: Device = HOST) -> MaxWhisper:
+def accelerate(model: Whisper, device: Device = HOST, precision: str = DEFAULT) -> MaxWhisper:
     """Turn `model`, in place, into one that runs on MAX graphs; its parameters stay where they are.
 
     The graphs are compiled here, or found in the cache, so that whatever can fail fails now.
@@ -57,6 +58,8 @@ def accelerate(model: Whisper, device: Device = HOST) -> MaxWhisper:
     ------
     CheckpointError
         if the model's tensors are not exactly those of its dimensions
+    PrecisionError
+        if there are no kernels for `precision`, or no values for the model's weights
     RuntimeError
         if MAX cannot compile the graphs
     """
@@ -65,7 +68,7 @@ def accelerate(model: Whisper, device: Device = HOST) -> MaxWhisper:
     model.__class__ = MaxWhisper
     model.encoder.__class__ = MaxAudioEncoder
     model.decoder.__class__ = MaxTextDecoder
-    runtime = Runtime(model.dims, model.encoder, model.decoder, device)
+    runtime = Runtime(model.dims, model.encoder, model.decoder, device, precision)
     model.encoder.runtime = model.decoder.runtime = runtime
     runtime.engine()
     return model

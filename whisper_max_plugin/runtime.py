@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .devices import Device
 from .engine import CrossKV, Engine
+from .precision import DEFAULT
 from .report import REPORT
 from .threads import one_torch_thread
 
@@ -48,9 +49,17 @@ class Runtime:
     Copies and pickles carry no graphs: the copy binds its own parameters when it first runs.
     """
 
-    def __init__(self, dims: ModelDimensions, encoder: AudioEncoder, decoder: TextDecoder, device: Device) -> None:
+    def __init__(
+        self,
+        dims: ModelDimensions,
+        encoder: AudioEncoder,
+        decoder: TextDecoder,
+        device: Device,
+        precision: str = DEFAULT,
+    ) -> None:
         self.dims = dims
         self.device = device
+        self.precision = precision
         self._modules: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
         self._forget()
 
@@ -64,7 +73,7 @@ class Runtime:
         self._window = _Window()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dims": self.dims, "device": self.device, "_modules": self._modules}
+        return {"dims": self.dims, "device": self.device, "precision": self.precision, "_modules": self._modules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -86,13 +95,15 @@ class Runtime:
         ------
         CheckpointError
             if modules were replaced so that the model's tensors are no longer Whisper's
+        PrecisionError
+            if there are no kernels for the precision, or no values for the weights
         RuntimeError
             if MAX cannot compile the graphs
         """
         with self._lock:
             state = {f"{part}.{name}": x for part, module in self._modules.items() for name, x in _tensors(module)}
             if self._engine is None or self._fingerprint is None or not self._fingerprint.fits(state):
-                self._engine = Engine(self.dims, state, self.device)
+                self._engine = Engine(self.dims, state, self.device, self.precision)
                 self._fingerprint = _Fingerprint(state)
             return self._engine
 

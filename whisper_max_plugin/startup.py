@@ -25,6 +25,9 @@ WHISPER_MODULES = ("whisper", "whisper.transcribe")
 command_line_backend: str | None = None
 """The value of `--backend`, once upstream's command line has been parsed."""
 
+command_line_precision: str | None = None
+"""The value of `--precision`, likewise."""
+
 
 def activate() -> None:
     """Switch the plugin on in this process if its command line or environment asks for it; idempotent."""

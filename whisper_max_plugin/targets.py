@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, WhisperMaxError
+from .precision import DEFAULT
 
 if TYPE_CHECKING:
     from .loading import WarmupResult
@@ -47,7 +48,7 @@ def portable_host_code() -> Iterator[None]:
         set_virtual_cpu_target(before)
 
 
-def warmup(name: str, target: str) -> WarmupResult:
+def warmup(name: str, target: str, precision: str = DEFAULT) -> WarmupResult:
     """Compile the graphs that a model needs on a GPU of the architecture `target`, which need not be in this machine.
 
     A machine that has one finds them in the cache, wherever its folder was copied from, if it has the same version of
@@ -59,6 +60,8 @@ def warmup(name: str, target: str) -> WarmupResult:
         as `loading.warmup` takes it
     target : str
         "sm_90a", say
+    precision : str
+        as `loading.warmup` takes it
 
     Raises
     ------
@@ -72,7 +75,7 @@ def warmup(name: str, target: str) -> WarmupResult:
     # In a process of its own: virtual devices are for a whole process, and it may abort at exit.
     context = multiprocessing.get_context("spawn")
     connection, childs = context.Pipe(duplex=False)
-    process = context.Process(target=_warmup_and_exit, args=(childs, name, target), daemon=True)
+    process = context.Process(target=_warmup_and_exit, args=(childs, name, target, precision), daemon=True)
     process.start()
     childs.close()
     try:
@@ -91,7 +94,7 @@ def warmup(name: str, target: str) -> WarmupResult:
     return answer
 
 
-def _warmup_and_exit(connection: Connection, name: str, target: str) -> None:
+def _warmup_and_exit(connection: Connection, name: str, target: str, precision: str) -> None:
     from max.driver import set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 
     # before anything else asks MAX for its devices
@@ -105,7 +108,7 @@ def _warmup_and_exit(connection: Connection, name: str, target: str) -> None:
     tqdm.set_lock(threading.RLock())  # in place of one for processes, which would be missed behind os._exit
     answer: WarmupResult | WhisperMaxError
     try:
-        answer = loading.warmup(name, "cuda")
+        answer = loading.warmup(name, "cuda", precision)
     except WhisperMaxError as error:
         answer = error
     except RuntimeError as error:

@@ -41,10 +41,16 @@ PATCHED = (
     ("whisper.timing", "find_alignment"),
 )
 SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
-BACKEND_PARAMETER = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")
-BACKEND_DOCUMENTATION = """
+ADDED_PARAMETERS = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")
+    for name in ("backend", "precision")
+}
+ADDED_DOCUMENTATION = """
     backend : str
         what runs the model: "max", "torch" or any registered backend; by default the one that is switched on
+    precision : str
+        what the backend "max" rounds the decoder's weights to for its steps: "float16", "bfloat16" or "int8"; by
+        default "float32", which rounds nothing
 """
 
 
@@ -52,6 +58,7 @@ BACKEND_DOCUMENTATION = """
 class _Activation:
     active: bool = False
     installed: str | None = None  # what install() was given
+    precision: str | None = None
 
 
 _activation = _Activation()
@@ -59,13 +66,13 @@ _originals: dict[Callable[..., Any], Callable[..., Any]] = {}  # each replacemen
 _reported: set[str] = set()  # modules that a warning has named
 
 
-def activate(backend: str | None = None) -> list[str]:
+def activate(backend: str | None = None, precision: str | None = None) -> list[str]:
     """Patch whisper, now or when it is imported.
 
     Parameters
     ----------
-    backend : str | None
-        what `install` was given; None leaves the choice to the command line and the environment
+    backend, precision : str | None
+        what `install` was given; without a backend the choice is left to the command line and the environment
 
     Returns
     -------
@@ -79,7 +86,8 @@ def activate(backend: str | None = None) -> list[str]:
     """
     was_imported = "whisper" in sys.modules
     _activation.active = True
-    _activation.installed = backend if backend is not None else _activation.installed
+    if backend is not None:
+        _activation.installed, _activation.precision = backend, precision
     startup.when_imported("whisper", _patch_whisper)
     _patch_again()
     return _modules_with_original() if was_imported else []
@@ -88,7 +96,7 @@ def activate(backend: str | None = None) -> list[str]:
 def deactivate() -> None:
     """Undo `activate`; below somebody's later patch of whisper our function stays, and passes through."""
     _activation.active = False
-    _activation.installed = None
+    _activation.installed = _activation.precision = None
     startup.forget("whisper", _patch_whisper)
     _restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
@@ -170,24 +178,31 @@ def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]
         in_memory: bool = False,
         *,
         backend: str | None = None,
+        precision: str | None = None,
     ) -> Whisper:
-        if backend is None and not _activation.active:
+        if backend is None and precision is None and not _activation.active:
             return original(name, device, download_root, in_memory)
         from whisper_max_plugin import backends
 
         chosen = backends.get_usable(current_backend(backend))
         logger.info("loading %s on the backend %s", name, chosen.name)
-        return chosen.load_model(name, device, download_root, in_memory, upstream_load_model=original)
+        options = backends.precision_option(
+            chosen, precision, command_line=startup.command_line_precision, installed=_activation.precision
+        )
+        return chosen.load_model(name, device, download_root, in_memory, upstream_load_model=original, **options)
 
     own = inspect.signature(load_model, follow_wrapped=False)
     theirs = inspect.signature(original)
-    own_parameters = {**own.parameters, "backend": BACKEND_PARAMETER}
+    own_parameters = {**own.parameters, **ADDED_PARAMETERS}
     parameters = [theirs.parameters.get(name, parameter) for name, parameter in own_parameters.items()]
     load_model.__signature__ = theirs.replace(parameters=parameters)  # type: ignore[attr-defined]
-    load_model.__annotations__ = {**original.__annotations__, "backend": BACKEND_PARAMETER.annotation}
+    load_model.__annotations__ = {
+        **original.__annotations__,
+        **{name: parameter.annotation for name, parameter in ADDED_PARAMETERS.items()},
+    }
     if original.__doc__ is not None:  # None under python -OO
         head, separator, tail = original.__doc__.partition("\n    Returns\n")
-        load_model.__doc__ = head.rstrip() + BACKEND_DOCUMENTATION + separator + tail
+        load_model.__doc__ = head.rstrip() + ADDED_DOCUMENTATION + separator + tail
     return load_model
 
 

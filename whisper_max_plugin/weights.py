@@ -7,7 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .errors import PrecisionError
+from .precision import DEFAULT
+
 ROWS_AT_A_TIME = 1024  # of a matrix that is looked at, so that no copy of a whole one is made
+MOST = 127  # of an int8: as many steps below zero as above it
 
 
 def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
@@ -22,25 +26,71 @@ def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float16
 
 
+def chosen_dtype(state: Mapping[str, Tensor], precision: str) -> torch.dtype:
+    """Return the type that kernels read the decoder's weights in for a `precision`: any but the default rounds them."""
+    if precision == DEFAULT:
+        return stored_dtype(state)
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
+
+
 def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
     """Return what the graphs of a model read, for its `state`: tensors on the CPU, as float32.
 
     Those that are contiguous float32 on the CPU already are shared with the model, not copied. For graphs of `kernels`
     the decoder's matrices are in another layout: as `stored`, with the query, key and value projections of
-    self-attention in one.
+    self-attention in one. Those of int8 come beside the model's own, with scales.
+
+    Raises
+    ------
+    PrecisionError
+        if a weight is not finite, which int8 has no value for
     """
     converted = _stored(state) if kernels else []
-    weights = {name: _float32(tensor) for name, tensor in state.items() if name not in converted}
+    kept = state if stored == torch.int8 else [name for name in state if name not in converted]
+    weights = {name: _float32(state[name]) for name in kept}
     for name in converted:
         if ".attn.query" in name:
             parts = [_float32(state[name.replace("query", part)]) for part in ("query", "key", "value")]
-            weights[_stored_name(name)] = torch.cat(parts).to(stored)  # (3 * n_state, n_state)
+            weights |= _as_stored(_stored_name(name), torch.cat(parts), stored)  # (3 * n_state, n_state)
             query, value = (weights[name.replace("query.weight", f"{part}.bias")] for part in ("query", "value"))
             bias = torch.cat([query, torch.zeros_like(query), value])  # the key has none
             weights[_stored_name(name).replace(".weight", ".bias")] = bias
         elif ".attn.key" not in name and ".attn.value" not in name:
-            weights[_stored_name(name)] = _float32(state[name]).to(stored)
+            weights |= _as_stored(_stored_name(name), _float32(state[name]), stored)
     return weights
+
+
+def quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row of `matrix` (n, k), float32, to int8 times one number.
+
+    Returns
+    -------
+    rounded : Tensor, shape = (n, k), int8
+        from -127 to 127; to the nearest, so that the error is at most half a scale
+    scales : Tensor, shape = (n,), float32
+        the largest magnitude of each row by 127; 1 for a row of zeros
+    """
+    scales = matrix.abs().amax(dim=1) / MOST
+    scales[scales == 0] = 1
+    rounded = torch.empty(matrix.shape, dtype=torch.int8)
+    for first in range(0, len(matrix), ROWS_AT_A_TIME):
+        rows = slice(first, first + ROWS_AT_A_TIME)
+        # no further than 127, since a scale that is a denormal number is not exact
+        rounded[rows] = (matrix[rows] / scales[rows, None]).round().clamp(-MOST, MOST)
+    return rounded, scales
+
+
+def _as_stored(name: str, matrix: Tensor, stored: torch.dtype) -> dict[str, Tensor]:
+    if stored != torch.int8:
+        return {name: matrix.to(stored)}
+    rounded, scales = quantized(matrix)
+    if not torch.isfinite(scales).all():
+        raise PrecisionError(
+            f"{name.replace('stored', 'decoder', 1)} holds values that are not finite, for which int8 has none: "
+            "leave out precision"
+        )
+    return {name: rounded, name.replace(".weight", ".scales"): scales}
 
 
 def _float32(tensor: Tensor) -> Tensor:

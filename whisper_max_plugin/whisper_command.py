@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whisper_max_plugin import upstream
+from whisper_max_plugin import precision, upstream
 from whisper_max_plugin.errors import CommandLineError
 
 BACKEND = "max"  # what the options go with
@@ -48,6 +48,13 @@ def _show_progress(transcribe: Transcribe, _given: bool, _arguments: argparse.Na
     return progress.with_bar(transcribe)
 
 
+def _compute_with(transcribe: Transcribe, name: str, _arguments: argparse.Namespace) -> Transcribe:
+    from whisper_max_plugin import startup
+
+    startup.command_line_precision = precision.checked(name)  # for `load_model`, which upstream's `cli()` calls next
+    return transcribe
+
+
 def _together(transcribe: Transcribe, batch_size: int, arguments: argparse.Namespace) -> Transcribe:
     from whisper_max_plugin.together import Together
 
@@ -56,6 +63,15 @@ def _together(transcribe: Transcribe, batch_size: int, arguments: argparse.Names
 
 
 OPTIONS = (
+    Option(
+        "precision",
+        {
+            "metavar": "NAME",
+            "help": f"what the decoder's weights are rounded to: {', '.join(precision.PRECISIONS)} "
+            f"(default: {precision.VARIABLE}, else {precision.DEFAULT}, which rounds nothing)",
+        },
+        _compute_with,
+    ),
     Option(
         "vad",
         {"action": "store_true", "help": "transcribe only where somebody speaks"},

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whisper_max_plugin.precision import DEFAULT, PRECISIONS, checked
+
 from . import stages, subjects
 from .errors import BenchError
 
@@ -49,6 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--device", metavar="DEVICE", help="cpu, by default, or cuda or cuda:1", default="cpu")
     add("--threads", type=_positive, metavar="N", help="for all; by default each one's best of one and all")
     add("--peers", metavar="A,B", help=f"of {peers}, or none; by default all that are installed")
+    add("--precision", metavar="A,B", help=f"of this plugin, some of {','.join(PRECISIONS)}; {DEFAULT} by default")
     add("--stages", metavar="A,B", help=f"of {names}, or none; by default all")
     add("--cold", action="store_true", help="compile the graphs into an empty cache, to time it")
     add("--json", metavar="FILE", help="also write everything that was measured")
@@ -79,10 +82,13 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     command = shlex.join(["whisper-max", *arguments])
     peers = _chosen(options.peers, [kind.name for kind in subjects.PEERS], "peer")
     chosen_stages = _chosen(options.stages, list(stages.TITLES), "stage")
+    precisions = [checked(name) for name in (options.precision or DEFAULT).split(",")]
     _check(options, chosen_stages)
     device = _device(options.device)
+    if device != "cpu" and precisions != [DEFAULT]:
+        raise BenchError("--precision is for the CPU: leave it out, or --device")
     with tempfile.TemporaryDirectory(prefix="whisper-max-bench-") as folder:
-        report = _report(options, command, device, peers, chosen_stages, Path(folder))
+        report = _report(options, command, device, peers, precisions, chosen_stages, Path(folder))
     from .table import lines
 
     print("\n".join(lines(report)), flush=True)
@@ -151,6 +157,7 @@ def _report(
     command: str,
     device: str,
     peers: Sequence[str],
+    precisions: Sequence[str],
     chosen_stages: Sequence[str],
     folder: Path,
 ) -> Report:
@@ -159,7 +166,7 @@ def _report(
     from .results import Report
     from .worker import in_child
 
-    kinds, missing = subjects.choose(peers, device)
+    kinds, missing = subjects.choose(peers, device, precisions)
     gpu = {} if device == "cpu" else in_child(machine.gpu_facts, device)
     checkpoint, dims = _model(options, folder)
     samples, audio_seconds = _recording(options.audio, folder)

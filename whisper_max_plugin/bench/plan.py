@@ -70,7 +70,7 @@ class Plan:
 
     def environment(self, kind: Kind) -> Mapping[str, str]:
         """Return variables that move all of MAX's caches into an empty folder, for a cold start."""
-        if not self.cold or kind.name != "max":
+        if not self.cold or kind.requirement != "max":
             return {}
         folder = str(self.folder / "cold")
         return {"MODULAR_CACHE_DIR": folder, "MODULAR_MAX_CACHE_DIR": folder}

@@ -157,6 +157,11 @@ class Kind:
     options: dict[str, str] = field(default_factory=dict)
     note: str | None = None
 
+    @property
+    def prepared(self) -> tuple[str, str | None]:
+        """What `Subject.prepare` is done for: kinds that share it read the same files."""
+        return self.requirement, self.options.get("precision")
+
     def can(self, transcription: Transcription) -> bool:
         """Tell whether its ``transcribe()`` has these options."""
         fixed = transcription.n_tokens is not None

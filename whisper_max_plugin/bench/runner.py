@@ -60,11 +60,11 @@ def run(plan: Plan, progress: Progress) -> tuple[Limits, list[Measured]]:
     """
     progress.doing("measuring this machine")
     limits: Limits = in_child(measure_limits, plan.setup.device)
-    compile_seconds: dict[str, float | None] = {}
-    for kind in {kind.requirement: kind for kind in plan.kinds}.values():  # what one package reads is written once
+    compile_seconds: dict[object, float | None] = {}
+    for kind in {kind.prepared: kind for kind in plan.kinds}.values():
         progress.doing(f"preparing {kind.title}")
         with Worker(kind, plan.setup_of(kind, None), plan.environment(kind)) as worker:
-            compile_seconds[kind.requirement] = worker.prepare()
+            compile_seconds[kind.prepared] = worker.prepare()
     choices = [(kind, calibration.thread_choices(plan, kind, progress)) for kind in plan.kinds]
     with contextlib.ExitStack() as stack:
         running = []
@@ -72,7 +72,7 @@ def run(plan: Plan, progress: Progress) -> tuple[Limits, list[Measured]]:
             for threads, work in choice.items():
                 progress.doing(f"loading {kind.title}")
                 worker = stack.enter_context(Worker(kind, plan.setup_of(kind, threads), plan.environment(kind)))
-                measured = Measured(kind, threads, compile_seconds[kind.requirement], worker.load())
+                measured = Measured(kind, threads, compile_seconds[kind.prepared], worker.load())
                 can = [TRANSCRIBE, *worker.stages()]
                 running.append(_Running(worker, [one for one in work if one in can], measured))
         progress.begin(plan.rounds * sum(len(process.work) for process in running))

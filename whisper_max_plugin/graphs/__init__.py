@@ -10,18 +10,19 @@ from .cross_attention import build_cross_kv, build_cross_scores
 from .decoder import build_decoder
 from .encoder import build_encoder
 from .kernel_layers import has_kernels
-from .kernels import KERNELS
+from .kernels import KERNELS, LARGEST_VECTOR
 from .search import build_search
 from .step import build_step
 
-__all__ = ["KERNELS", "build_module", "has_kernels"]
+__all__ = ["KERNELS", "LARGEST_VECTOR", "build_module", "has_kernels"]
 
 
 def build_module(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> Module:
     """Build all graphs of one model size into one module.
 
     One module compiles faster than its graphs one by one, since they share kernels. `stored` is the type of the
-    decoder's weights. The graph ``step`` is left out for models that kernels cannot serve.
+    weights that the step reads and, unless that is int8, the decoder's other graphs too. The graph ``step`` is left
+    out for models that kernels cannot serve.
     """
     module = Module()
     build_encoder(module, dims, dtype, device, stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import BufferValue, DeviceRef, TensorValue
+from max.graph import BufferValue, DeviceRef, TensorValue, ops
 from whisper.model import ModelDimensions
 
 from . import kernels
@@ -14,9 +14,12 @@ from .layers import Layers, Weights, split_heads
 def layers_for(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> Layers:
     """Return the layers of one graph: of kernels where they can serve, as they can OpenAI's heads of 64.
 
-    `stored` is the type of the decoder's weights.
+    `stored` is the type of the weights that the step reads.
     """
-    return KernelLayers(dtype, device, stored) if has_kernels(dims) else Layers(dtype, device)
+    if not has_kernels(dims):
+        return Layers(dtype, device)
+    # What runs once for a window has time for the model's own weights, which are there anyway.
+    return OwnWeightLayers(dtype, device) if stored == DType.int8 else KernelLayers(dtype, device, stored)
 
 
 def has_kernels(dims: ModelDimensions) -> bool:
@@ -100,3 +103,31 @@ class KernelLayers(Layers):
 
     def logits(self, x: TensorValue, token_embedding: TensorValue) -> TensorValue:
         return kernels.matmul(x, token_embedding)
+
+
+class OwnWeightLayers(KernelLayers):
+    """`KernelLayers` that read the model's own weights, and none that are stored for the step."""
+
+    def __init__(self, dtype: DType, device: DeviceRef) -> None:
+        super().__init__(dtype, device, stored=dtype)
+
+    def _matrix(self, name: str, n_in: int, n_out: int) -> TensorValue:
+        return self.weights(f"{name}.weight", n_out, n_in)
+
+    def causal_attention(
+        self,
+        x: TensorValue,
+        name: str,
+        n_head: int,
+        keys: BufferValue,
+        values: BufferValue,
+        offset: TensorValue,
+        mask: TensorValue,
+    ) -> TensorValue:
+        n_state = int(x.shape[2])
+        parts = ("query", "key", "value")
+        qkv = ops.concat([self.linear(x, f"{name}.{p}", n_state, n_state, bias=p != "key") for p in parts], axis=2)
+        return kernels.causal_attention(qkv, keys, values, n_state // n_head)
+
+    def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
+        return self.weights("decoder.token_embedding.weight", n_vocab, n_state)

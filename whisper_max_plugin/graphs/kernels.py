@@ -17,24 +17,35 @@ LARGEST_VECTOR = 16
 """float32 values in a register: what the attention kernels take a head to be a multiple of"""
 
 
-def project(logits: BufferValue, x: TensorValue, weight: TensorValue) -> None:
-    """Write ``x @ weight.T`` to logits (m, n), for x (m, k) and weight (n, k), stored in any type."""
-    ops.inplace_custom("whisper_project", x.device, [logits, x, weight])
+def project(logits: BufferValue, x: TensorValue, weight: TensorValue, scales: TensorValue | None = None) -> None:
+    """Write ``x @ weight.T`` to logits (m, n), for x (m, k) and weight (n, k), stored in any type.
+
+    With scales (n), here and below, the weight is int8 and its rows are to be multiplied by them; on the CPU only.
+    """
+    name, operands = _scaled("whisper_project", [x, weight], scales)
+    ops.inplace_custom(name, x.device, [logits, *operands])
 
 
-def linear(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
+def linear(x: TensorValue, weight: TensorValue, bias: TensorValue, scales: TensorValue | None = None) -> TensorValue:
     """Return ``x @ weight.T + bias``."""
-    return ops.custom("whisper_linear", x.device, [x, weight, bias], [_rows(x, weight)])[0].tensor
+    name, operands = _scaled("whisper_linear", [x, weight, bias], scales)
+    return ops.custom(name, x.device, operands, [_rows(x, weight)])[0].tensor
 
 
-def linear_gelu(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
+def linear_gelu(
+    x: TensorValue, weight: TensorValue, bias: TensorValue, scales: TensorValue | None = None
+) -> TensorValue:
     """Return ``gelu(x @ weight.T + bias)``, by the error function."""
-    return ops.custom("whisper_linear_gelu", x.device, [x, weight, bias], [_rows(x, weight)])[0].tensor
+    name, operands = _scaled("whisper_linear_gelu", [x, weight, bias], scales)
+    return ops.custom(name, x.device, operands, [_rows(x, weight)])[0].tensor
 
 
-def linear_add(x: TensorValue, weight: TensorValue, bias: TensorValue, residual: TensorValue) -> TensorValue:
+def linear_add(
+    x: TensorValue, residual: TensorValue, weight: TensorValue, bias: TensorValue, scales: TensorValue | None = None
+) -> TensorValue:
     """Return ``x @ weight.T + bias + residual``."""
-    return ops.custom("whisper_linear_add", x.device, [x, weight, bias, residual], [residual.type])[0].tensor
+    name, operands = _scaled("whisper_linear_add", [x, weight, bias, residual], scales)
+    return ops.custom(name, x.device, operands, [residual.type])[0].tensor
 
 
 def self_attention(
@@ -177,6 +188,11 @@ def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, h
 def _matmul(name: str, x: TensorValue, weight: TensorValue, *operands: TensorValue) -> TensorValue:
     out = TensorType(x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
     return ops.custom(name, x.device, [x, weight, *operands], [out])[0].tensor
+
+
+def _scaled(name: str, operands: list[TensorValue], scales: TensorValue | None) -> tuple[str, list[TensorValue]]:
+    """Return the operation and its operands, for int8 weights where there are scales."""
+    return (name, operands) if scales is None else (f"{name}_int8", [*operands, scales])
 
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:

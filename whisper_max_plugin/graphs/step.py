@@ -14,7 +14,8 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     """Add the graph ``step`` to `module`: ``decoder`` for one token, which is most of what decoding does.
 
     A step reads every weight for a few rows, so memory is what it waits for: the linear layers' weights are read
-    as they are `stored`, float16 for OpenAI's checkpoints, and multiplied and summed up in `dtype`.
+    as they are `stored`, float16 for OpenAI's checkpoints, and multiplied and summed up in `dtype`. Weights of int8
+    have a scale for each row; the tokens' embeddings are the model's own then.
 
     Every input is memory that stays the same from step to step. A run writes all that the next one reads, so that
     steps of greedy decoding follow each other without the host; for beams and samples the host writes over it.
@@ -59,12 +60,17 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
         batch = holders.shape[0]
         at = ops.buffer_load(positions)
 
-        def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
-            """Return a linear layer's weight and bias; three layers in one are laid out for this graph."""
-            bias = f"stored.{name}.bias" if name.endswith("qkv") else f"decoder.{name}.bias"
-            return stored_weights(f"stored.{name}.weight", n_out, n_in), weights(bias, n_out)
+        def scales(name: str, n_out: int) -> TensorValue | None:
+            return weights(f"stored.{name}.scales", n_out) if stored == DType.int8 else None
 
-        token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
+        def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue, TensorValue | None]:
+            """Return a linear layer's weight, bias and scales; three layers in one are laid out for this graph."""
+            bias = f"stored.{name}.bias" if name.endswith("qkv") else f"decoder.{name}.bias"
+            return stored_weights(f"stored.{name}.weight", n_out, n_in), weights(bias, n_out), scales(name, n_out)
+
+        projection = token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
+        if stored == DType.int8:
+            token_embedding = weights("decoder.token_embedding.weight", dims.n_vocab, n_state)
         position_table = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
         x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(dtype)
         x = ops.rebind(x, [batch, n_state])
@@ -75,19 +81,19 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
             h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
             qkv = linear(h, *matrix(f"{name}.attn.qkv", 3 * n_state, n_state))
             a = self_attention(qkv, memory, holders, at, layer, head_dim)
-            x = linear_add(a, *matrix(f"{name}.attn.out", n_state, n_state), x)
+            x = linear_add(a, x, *matrix(f"{name}.attn.out", n_state, n_state))
 
             h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
             q = linear(h, *matrix(f"{name}.cross_attn.query", n_state, n_state))
             a = cross_attention(q, memory, layer, dims.n_audio_ctx, head_dim)
-            x = linear_add(a, *matrix(f"{name}.cross_attn.out", n_state, n_state), x)
+            x = linear_add(a, x, *matrix(f"{name}.cross_attn.out", n_state, n_state))
 
             h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)
             h = linear_gelu(h, *matrix(f"{name}.mlp.0", 4 * n_state, n_state))
-            x = linear_add(h, *matrix(f"{name}.mlp.2", n_state, 4 * n_state), x)
+            x = linear_add(h, x, *matrix(f"{name}.mlp.2", n_state, 4 * n_state))
 
         x = layer_norm(x, weights, "decoder.ln", n_state)
-        project(logits, x, token_embedding)
+        project(logits, x, projection, scales("token_embedding", dims.n_vocab))
         search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges))
         follow(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
         graph.output()

@@ -5,6 +5,7 @@ from .flash import *
 from .follow import *
 from .gemm import *
 from .linear import *
+from .linear_int8 import *
 from .matmul import *
 from .search import *
 from .sharing import *

@@ -46,22 +46,25 @@ def tile[
 
 @always_inline
 def linear[
-    type: DType, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     x: Pointer[Scalar[DType.float32], ...],
     w: Pointer[Scalar[type], ...],
+    scales: Pointer[Scalar[DType.float32], ...],
     bias: Pointer[Scalar[DType.float32], ...],
     residual: Pointer[Scalar[DType.float32], ...],
     m: Int,
     n: Int,
     k: Int,
 ) raises:
-    """Compute y (m, n) = x (m, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual (m, n)]."""
+    """Compute y (m, n) = x (m, k) @ w (n, k).T [* scales (n)] [+ bias (n)] [then GELU] [+ residual (m, n)]."""
 
     @always_inline
     def finish[outputs: Int](row: Int, output: Int, products: SIMD[DType.float32, outputs]) {imm}:
         var values = products
+        comptime if has_scales:
+            values *= scales.unsafe_load[width=outputs](output)
         comptime if has_bias:
             values += bias.unsafe_load[width=outputs](output)
         comptime if gelu:
@@ -116,7 +119,7 @@ def linear_for[
 ) raises:
     """Do what `linear` does, on the graph's device."""
     comptime if target == "cpu":
-        linear[type, has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k)
+        linear[type, False, has_bias, has_residual, gelu](y, x, w, bias, bias, residual, m, n, k)
     else:
         linear_on_gpu[type, has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k, ctx)
 

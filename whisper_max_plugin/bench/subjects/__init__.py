@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
-from whisper_max_plugin import environment
+from whisper_max_plugin import environment, precision
 
 from ..protocol import Kind
 
@@ -71,7 +71,17 @@ UPSTREAM_ON_GPU = replace(
 PEERS_ON_GPU = (replace(PEERS[0], title="faster-whisper float16", options={"compute_type": "float16"}),)
 
 
-def choose(peers: Sequence[str], device: str) -> tuple[list[Kind], list[str]]:
+def with_precision(name: str) -> Kind:
+    """Return this plugin with one of `precision.PRECISIONS`."""
+    if name == precision.DEFAULT:
+        return MAX
+    options = {**MAX.options, "precision": name}
+    return replace(MAX, name=f"{MAX.name}-{name}", title=f"{MAX.title} {name}", options=options)
+
+
+def choose(
+    peers: Sequence[str], device: str, precisions: Sequence[str] = (precision.DEFAULT,)
+) -> tuple[list[Kind], list[str]]:
     """Return who is measured on a device, and one line for each that is left out, which says why.
 
     Parameters
@@ -80,13 +90,15 @@ def choose(peers: Sequence[str], device: str) -> tuple[list[Kind], list[str]]:
         names of `PEERS`
     device : str
         as torch names it: "cpu", "cuda:0"
+    precisions : Sequence[str]
+        of `precision.PRECISIONS`, each of which this plugin is measured with; a GPU has the default alone
     """
     wanted = [kind for kind in PEERS if kind.name in peers]
     missing = sorted({kind.requirement for kind in wanted if not is_installed(kind)})
     left_out = [f"{name} is not installed and was left out: {environment.install(name)}" for name in missing]
     wanted = [kind for kind in wanted if is_installed(kind)]
     if device == "cpu":
-        return [UPSTREAM, MAX, *wanted], left_out
+        return [UPSTREAM, *map(with_precision, precisions), *wanted], left_out
     chosen = [MAX]
     if (reason := _torch_without_gpu(device)) is None:
         chosen = [UPSTREAM_ON_GPU, MAX]

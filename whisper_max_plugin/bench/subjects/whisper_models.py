@@ -17,19 +17,23 @@ if TYPE_CHECKING:
 
 
 class WhisperSubject:
-    """``whisper.load_model(…, backend=…)``; upstream also in float16, its default on CUDA."""
+    """``whisper.load_model(…, backend=…, precision=…)``; upstream also in float16, its default on CUDA."""
 
     def __init__(self, backend: str, precision: str = "float32") -> None:
         self._backend = backend
-        self._half = precision == "float16"
+        self._half = backend == "torch" and precision == "float16"
+        self._precision = precision
+
+    def _install(self) -> None:
+        import whisper_max_plugin
+
+        whisper_max_plugin.install(self._backend, self._precision if self._backend == "max" else None)
 
     def prepare(self, setup: Setup) -> float | None:
         """See `Subject.prepare`."""
         import whisper
 
-        import whisper_max_plugin
-
-        whisper_max_plugin.install(backend=self._backend)
+        self._install()
         if self._backend == "max":
             from whisper_max_plugin.report import REPORT
 
@@ -51,11 +55,9 @@ class WhisperSubject:
         import torch
         import whisper
 
-        import whisper_max_plugin
-
         from .vocabulary import tokenizer_of
 
-        whisper_max_plugin.install(backend=self._backend)
+        self._install()
         if self._backend == "max":
             import max.engine  # noqa: F401  belongs to the imports' time
 
@@ -70,9 +72,10 @@ class WhisperSubject:
         self._tokenizer = tokenizer_of(setup.dims)
         storage = Storage(kv=2, half_products=True) if self._half else Storage()
         if self._backend == "max":
-            from whisper_max_plugin.weights import stored_dtype
+            from whisper_max_plugin.weights import chosen_dtype
 
-            storage = Storage(step_weights=stored_dtype(self._model.state_dict()).itemsize)
+            stored = chosen_dtype(self._model.state_dict(), self._precision)
+            storage = Storage(step_weights=stored.itemsize)
         return Loaded(imported - started, loaded - imported, storage)
 
     def _clock(self) -> float:

@@ -1,0 +1,230 @@
+"""`precision="int8"` and its like: what is rounded and by how much, what stays upstream's, and who is told."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+import whisper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from whisper.model import ModelDimensions, Whisper
+
+import whisper_max_plugin
+from whisper_max_plugin import artifacts, engine, loading, parity
+from whisper_max_plugin.bench.accuracy import word_error_rate
+from whisper_max_plugin.devices import HOST, Device
+from whisper_max_plugin.errors import PrecisionError
+from whisper_max_plugin.precision import PRECISIONS
+from whisper_max_plugin.weights import chosen_dtype, graph_weights, quantized
+
+from .compare import assert_close, assert_same_result
+from .conftest import Pair
+from .data import NANO, SAMPLE, SAMPLE_LONG, reference_text
+from .kv_caches import with_cache
+from .seam_fixtures import TOKENS, features, mel, mels, no_grad
+
+__all__ = ["features", "mel", "mels", "no_grad"]  # fixtures, found by name
+
+WORD_ERROR_RATE = 0.05  # nano's own is 0 on the samples
+
+
+def load(precision: str | None) -> Whisper:
+    whisper_max_plugin.install()
+    return whisper.load_model(str(NANO), device="cpu", backend="max", precision=precision).eval()
+
+
+@pytest.fixture(scope="module")
+def int8() -> Whisper:
+    return load("int8")
+
+
+@pytest.fixture(scope="module")
+def rounded() -> Iterator[Whisper]:
+    """Upstream's nano with the weights that int8 makes of its own; tokens are embedded by its own."""
+    whisper_max_plugin.install()
+    model = whisper.load_model(str(NANO), device="cpu", backend="torch").eval()
+    embedding = model.decoder.token_embedding.weight.detach().clone()
+    with torch.no_grad():
+        for name, parameter in model.decoder.named_parameters():
+            of_cross_kv = name.endswith(("cross_attn.key.weight", "cross_attn.value.weight"))
+            if parameter.ndim == 2 and name != "positional_embedding" and not of_cross_kv:
+                integers, scales = quantized(parameter.detach())
+                parameter.copy_(integers * scales[:, None])
+    hook = model.decoder.token_embedding.register_forward_hook(
+        lambda _module, inputs, _output: torch.nn.functional.embedding(inputs[0], embedding)
+    )
+    yield model
+    hook.remove()
+
+
+# Rounding
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.floats(-40, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_the_error_is_at_most_half_a_step_of_the_row(n: int, k: int, exponent: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(n, k, generator=generator) * 10**exponent * torch.rand(n, 1, generator=generator)
+    integers, scales = quantized(matrix)
+    assert (integers.dtype, scales.dtype, integers.shape, scales.shape) == (
+        torch.int8,
+        torch.float32,
+        matrix.shape,
+        (n,),
+    )
+    assert int(integers.abs().amax()) <= 127
+    error = (integers.double() * scales.double()[:, None] - matrix.double()).abs()
+    largest = matrix.double().abs().amax(dim=1, keepdim=True)
+    smallest = torch.finfo(torch.float32).smallest_normal  # below it numbers have fewer digits
+    assert bool((error <= largest / 254 * (1 + 1e-5) + smallest).all())
+
+
+def test_a_row_of_zeros_stays_one_and_the_largest_of_a_row_is_exact() -> None:
+    matrix = torch.tensor([[0.0, 0.0], [3.0, -6.0], [-1e-3, 1e-3]])
+    integers, scales = quantized(matrix)
+    assert integers.tolist() == [[0, 0], [64, -127], [-127, 127]]
+    assert torch.allclose(integers * scales[:, None], matrix, rtol=0, atol=6 / 254)
+
+
+def test_more_rows_than_are_looked_at_at_a_time() -> None:
+    matrix = torch.randn(3000, 5)
+    integers, scales = quantized(matrix)
+    parts = [quantized(row[None]) for row in matrix]
+    assert torch.equal(integers, torch.cat([part for part, _ in parts]))
+    assert torch.equal(scales, torch.cat([scale for _, scale in parts]))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_weight_that_is_not_finite_is_refused_by_its_name(nano: Pair, value: float) -> None:
+    state = {name: tensor.clone() for name, tensor in nano.torch.state_dict().items()}
+    state["decoder.blocks.1.mlp.2.weight"][3, 7] = value
+    with pytest.raises(PrecisionError, match=r"decoder.blocks.1.mlp.2.weight holds values that are not finite"):
+        graph_weights(state, torch.int8, kernels=True)
+
+
+def test_the_models_own_weights_are_shared_and_the_step_gets_a_byte_for_each(nano: Pair) -> None:
+    state = nano.torch.state_dict()
+    weights = graph_weights(state, torch.int8, kernels=True)
+    assert all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
+    added = {name: tensor for name, tensor in weights.items() if name not in state}
+    matrices = {name for name, tensor in added.items() if name.endswith(".weight")}
+    assert all(added[name].dtype == torch.int8 for name in matrices)
+    assert {name.replace(".weight", ".scales") for name in matrices} < added.keys()
+    half = graph_weights(state, torch.float16, kernels=True)
+    assert sum(added[name].nbytes for name in matrices) * 2 == sum(half[name].nbytes for name in matrices)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_a_precision_stores(nano: Pair, precision: str) -> None:
+    state = nano.torch.state_dict()  # exact in float16
+    assert chosen_dtype(state, precision) == getattr(torch, "float16" if precision == "float32" else precision)
+
+
+# The model
+
+
+def test_the_first_pass_is_upstreams_and_steps_are_those_of_the_rounded_weights(
+    nano: Pair, int8: Whisper, rounded: Whisper, features: Tensor
+) -> None:
+    first, *steps = TOKENS.split([5, 1, 1, 1], dim=1)
+    logits, cache = with_cache(int8, [first], features)
+    expected, upstreams = with_cache(nano.torch, [first], features)
+    assert_close(logits, expected)
+    names = {module: name for name, module in nano.torch.decoder.named_modules()}
+    modules = dict(rounded.decoder.named_modules())
+    theirs = {modules[names[module]]: value for module, value in upstreams.items()}
+    *expected_steps, _ = with_cache(rounded, steps, features, theirs)
+    *own_steps, _ = with_cache(int8, steps, features, cache)
+    for actual, wanted in zip(own_steps, expected_steps, strict=True):
+        assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 5}], ids=["greedy", "beams"])
+@pytest.mark.parametrize("sample", [SAMPLE, SAMPLE_LONG], ids=lambda path: path.name)
+def test_int8_says_what_is_said(int8: Whisper, sample: object, options: dict[str, object]) -> None:
+    result = int8.transcribe(str(sample), fp16=False, temperature=0.0, **options)
+    assert word_error_rate(result["text"], reference_text(sample), "en") <= WORD_ERROR_RATE
+
+
+def test_words_get_times(nano: Pair, int8: Whisper) -> None:
+    """Scores come from the graph of many tokens, which has the model's own weights."""
+    options = {"fp16": False, "temperature": 0.0, "word_timestamps": True}
+    result, expected = (model.transcribe(str(SAMPLE), **options) for model in (int8, nano.torch))
+    words, wanted = ([w["word"] for s in x["segments"] for w in s["words"]] for x in (result, expected))
+    assert words == wanted
+
+
+def test_a_copy_keeps_the_precision(int8: Whisper, features: Tensor) -> None:
+    *expected, _ = with_cache(int8, TOKENS.split([5, 1, 1, 1], dim=1), features)
+    for model in (copy.deepcopy(int8), pickle.loads(pickle.dumps(int8))):
+        *actual, _ = with_cache(model, TOKENS.split([5, 1, 1, 1], dim=1), features)
+        assert all(map(torch.equal, actual, expected))
+        assert whisper_max_plugin.status()["precision"] == "int8"
+
+
+def test_weights_that_change_are_rounded_anew(features: Tensor) -> None:
+    model = load("int8")
+    chunks = TOKENS.split([5, 1], dim=1)
+    _, before, _ = with_cache(model, chunks, features)
+    model.decoder.ln.weight.mul_(2)
+    model.decoder.ln.bias.mul_(2)
+    model.decoder.token_embedding.weight.mul_(0.5)
+    model.decoder.positional_embedding.mul_(0.5)
+    _, after, _ = with_cache(model, chunks, features)
+    assert not torch.equal(before, after)
+
+
+def test_the_default_rounds_nothing_and_its_result_is_upstreams(nano: Pair, int8: Whisper) -> None:
+    options = {"fp16": False, "temperature": 0.0}
+    expected = nano.torch.transcribe(str(SAMPLE), **options)
+    for name in (None, "float32", "float16"):  # nano's weights are exact in float16
+        model = load(name)
+        assert whisper_max_plugin.status()["precision"] == (name or "float32")
+        assert_same_result(model.transcribe(str(SAMPLE), **options), expected)
+    assert int8.decoder.runtime.precision == "int8"
+
+
+# Where it is refused, and where it is not mixed up
+
+
+def test_artifacts_of_different_weights_have_different_names(nano: Pair) -> None:
+    stored = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+    names = {artifacts.path_of(nano.torch.dims, engine.artifact_precision(one), "cpu").name for one in stored}
+    assert len(names) == len(stored)
+    assert any("float32-int8" in name for name in names)
+
+
+@pytest.mark.parametrize("name", PRECISIONS[1:])
+def test_a_gpu_refuses_every_precision_but_the_default(nano: Pair, name: str) -> None:
+    class Gpu(Device):
+        index = 0
+        name = "cuda:0"
+
+    gpu = object.__new__(Gpu)
+    engine.check_precision("float32", nano.torch.dims, gpu)
+    with pytest.raises(
+        PrecisionError, match=f"precision='{name}' is for the CPU and this is cuda:0: leave it out, or "
+    ):
+        engine.check_precision(name, nano.torch.dims, gpu)
+
+
+def test_a_model_without_kernels_refuses_it() -> None:
+    dims = ModelDimensions(80, 1500, 40, 5, 1, 51865, 448, 40, 5, 1)  # heads of 8
+    engine.check_precision("float32", dims, HOST)
+    with pytest.raises(PrecisionError, match="is for models whose heads have a multiple of 16 values"):
+        engine.check_precision("int8", dims, HOST)
+
+
+def test_warmup_compiles_what_load_model_takes(int8: Whisper) -> None:
+    assert loading.warmup(str(NANO), "cpu", "int8").cached
+
+
+def test_parity_compares_the_default_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_MAX_PRECISION", "int8")
+    result = parity.check_model(str(NANO), parity.load_audio(None), "cpu")
+    assert (result.ok, result.precision) == (True, "float32")
