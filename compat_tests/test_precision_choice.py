@@ -6,6 +6,7 @@ import pytest
 
 import whisper_max_plugin
 from whisper_max_plugin import backends, cli, doctor, loading, startup
+from whisper_max_plugin.bench import subjects
 from whisper_max_plugin.errors import PrecisionError
 from whisper_max_plugin.hookspecs import hookimpl
 
@@ -135,3 +136,13 @@ def test_doctor_tells_what_the_environment_says(monkeypatch):
 def test_bench_refuses_what_it_cannot_measure(capsys):
     assert cli.main(["bench", "--random", "tiny", "--precision", "int8,int4"]) == 2
     assert "unknown precision 'int4'" in capsys.readouterr().err
+
+
+def test_bench_measures_each_precision_as_a_subject_of_its_own():
+    kinds, _ = subjects.choose([], "cpu", ["float32", "int8"])
+    assert [(kind.name, kind.title) for kind in kinds] == [
+        ("upstream", "upstream (torch)"),
+        ("max", "whisper-max"),
+        ("max-int8", "whisper-max int8"),
+    ]
+    assert len({kind.prepared for kind in kinds}) == 3, "each compiles graphs of its own"
