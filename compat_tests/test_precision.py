@@ -107,6 +107,14 @@ def test_a_weight_that_is_not_finite_is_refused_by_its_name(nano: Pair, value: f
         graph_weights(state, torch.int8, kernels=True)
 
 
+def test_a_weight_that_is_too_large_for_float16_is_refused_by_its_name(nano: Pair) -> None:
+    state = {name: tensor.clone() for name, tensor in nano.torch.state_dict().items()}
+    state["decoder.blocks.1.mlp.2.weight"][3, 7] = 65520.0
+    with pytest.raises(PrecisionError, match=r"decoder.blocks.1.mlp.2.weight holds values that are too large"):
+        chosen_dtype(state, "float16")
+    assert chosen_dtype(state, "bfloat16") == torch.bfloat16
+
+
 def test_the_models_own_weights_are_shared_and_the_step_gets_a_byte_for_each(nano: Pair) -> None:
     state = nano.torch.state_dict()
     weights = graph_weights(state, torch.int8, kernels=True)

@@ -27,10 +27,19 @@ def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def chosen_dtype(state: Mapping[str, Tensor], precision: str) -> torch.dtype:
-    """Return the type that kernels read the decoder's weights in for a `precision`: any but the default rounds them."""
+    """Return the type that kernels read the decoder's weights in for a `precision`: any but the default rounds them.
+
+    Raises
+    ------
+    PrecisionError
+        if a weight is too large for it
+    """
     if precision == DEFAULT:
         return stored_dtype(state)
     dtype: torch.dtype = getattr(torch, precision)
+    for name in _stored(state) if dtype == torch.float16 else []:
+        if torch.finfo(dtype).max < float(_largest(state[name].detach())) < float("inf"):
+            raise PrecisionError(f"{name} holds values that are too large for float16: leave out precision")
     return dtype
 
 
@@ -71,7 +80,7 @@ def quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:
     scales : Tensor, shape = (n,), float32
         the largest magnitude of each row by 127; 1 for a row of zeros
     """
-    scales = matrix.abs().amax(dim=1) / MOST
+    scales = _largest(matrix, dim=1) / MOST
     scales[scales == 0] = 1
     rounded = torch.empty(matrix.shape, dtype=torch.int8)
     for first in range(0, len(matrix), ROWS_AT_A_TIME):
@@ -79,6 +88,12 @@ def quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:
         # no further than 127, since a scale that is a denormal number is not exact
         rounded[rows] = (matrix[rows] / scales[rows, None]).round().clamp(-MOST, MOST)
     return rounded, scales
+
+
+def _largest(matrix: Tensor, dim: int | None = None) -> Tensor:
+    """Return the largest magnitudes along `dim`, or of all; `matrix.abs()` would be a copy of it."""
+    dims = tuple(range(matrix.ndim)) if dim is None else (dim,)
+    return torch.maximum(matrix.amax(dims), -matrix.amin(dims))
 
 
 def _as_stored(name: str, matrix: Tensor, stored: torch.dtype) -> dict[str, Tensor]:
