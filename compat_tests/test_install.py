@@ -137,7 +137,7 @@ def test_an_earlier_patch_by_somebody_else_is_what_ours_calls(whisper, echo, mon
         options = {"device": None, "download_root": None, "in_memory": False}
         assert whisper.load_model("tiny", backend="torch") == ("theirs", ("tiny",), options)
         parameters = inspect.signature(whisper.load_model).parameters
-        assert list(parameters) == ["name", "device", "download_root", "in_memory", "backend"]
+        assert list(parameters) == ["name", "device", "download_root", "in_memory", "backend", "precision"]
         whisper_max_plugin.uninstall()
         assert whisper.load_model is theirs
     assert whisper.load_model is upstreams
