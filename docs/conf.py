@@ -24,6 +24,7 @@ CHAPTERS = {
         "many-files",
         "streaming",
         "voice-activity",
+        "precision",
         "huggingface",
         "api",
         "troubleshooting",
