@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,14 @@ import pytest
 import soundfile  # type: ignore[import-untyped]
 from whisper.audio import SAMPLE_RATE
 
-import whisper_max_plugin
-from whisper_max_plugin.cli import main
-
 from .activation_fixtures import switched_off
+from .command_fixtures import Command, command
 from .compare import skip_unless_upstream_knows
 from .data import NANO
 from .many_fixtures import recordings
 from .voice_fixtures import needs_silero
 
-__all__ = ["recordings", "switched_off"]  # fixtures, found by name
-
-Command = Callable[..., dict[str, str]]
+__all__ = ["command", "recordings", "switched_off"]  # fixtures, found by name
 
 
 @pytest.fixture
@@ -35,34 +32,36 @@ def files(recordings: list[np.ndarray], tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `whisper FILE…` in this process, and return the files that it wrote by their names."""
-    for attribute in ("argv", "excepthook"):
-        monkeypatch.setattr(sys, attribute, getattr(sys, attribute))  # to be restored
-
-    def command(*arguments: str | Path) -> dict[str, str]:
-        folder = tmp_path / f"transcripts{len(list(tmp_path.iterdir()))}"
-        options = ["--model", NANO, "--temperature", "0", "--output_dir", folder, *arguments]
-        assert main(["transcribe", *map(str, options)]) == 0
-        whisper_max_plugin.uninstall()
-        return {path.name: path.read_text(encoding="utf8") for path in folder.iterdir()}
-
-    return command
+def greedy(command: Command) -> Command:
+    """Without the temperatures at which nothing can be repeated."""
+    return partial(command, "--temperature", "0")
 
 
 @pytest.mark.parametrize("options", [[], ["--word_timestamps", "True", "--language", "en"]], ids=["", "words"])
-def test_the_files_are_those_of_one_by_one(command: Command, files: list[Path], options: list[str]) -> None:
-    expected = command(*files, *options)
+def test_the_files_are_those_of_one_by_one(greedy: Command, files: list[Path], options: list[str]) -> None:
+    expected = greedy(*files, *options)
     assert len(expected) == 5 * len(files)
-    assert command(*files, *options, "--batch_size", "3") == expected
+    assert greedy(*files, *options, "--batch_size", "3") == expected
+
+
+def test_the_module_that_is_run_as_a_command(greedy: Command, files: list[Path], tmp_path: Path) -> None:
+    """There `cli()` is of another module than the `whisper.transcribe` that whisper has imported."""
+    expected = greedy(*files[:3])
+    folder = tmp_path / "of the module"
+    options = ["--model", NANO, "--temperature", "0", "--backend", "max", "--batch_size", "2", "--output_dir", folder]
+    command = [sys.executable, "-m", "whisper.transcribe", *files[:3], *options]
+    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "3 of 3 files: 100%" in finished.stderr
+    assert {path.name: path.read_text(encoding="utf8") for path in folder.iterdir()} == expected
 
 
 def test_each_text_is_printed_when_its_file_is_done(
-    command: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
+    greedy: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command(*files)
+    greedy(*files)
     one_by_one = capsys.readouterr().out
-    command(*files, "--batch_size", "5")
+    greedy(*files, "--batch_size", "5")
     out, err = capsys.readouterr()
     blocks = {}
     for line in out.splitlines():
@@ -77,9 +76,9 @@ def test_each_text_is_printed_when_its_file_is_done(
 
 
 def test_without_verbose_there_is_the_bar_alone(
-    command: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
+    greedy: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command(*files[:2], "--batch_size", "2", "--verbose", "False", "--progress")
+    greedy(*files[:2], "--batch_size", "2", "--verbose", "False", "--progress")
     out, err = capsys.readouterr()
     assert out == ""
     assert "2 of 2 files: 100%" in err
@@ -88,32 +87,32 @@ def test_without_verbose_there_is_the_bar_alone(
 
 
 def test_a_bad_file_is_skipped_as_upstream_does(
-    command: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
+    greedy: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = command(*files)
+    expected = greedy(*files)
     missing, noise = files[0].with_name("missing.wav"), files[0].with_name("noise.wav")
     noise.write_bytes(b"this is no audio")
-    assert command(missing, files[0], noise, *files[1:], "--batch_size", "2") == expected
+    assert greedy(missing, files[0], noise, *files[1:], "--batch_size", "2") == expected
     out = capsys.readouterr().out
     assert f"Skipping {missing} due to " in out
     assert f"Skipping {noise} due to " in out
 
 
-def test_a_file_that_is_named_twice(command: Command, files: list[Path]) -> None:
-    assert command(files[0], files[1], files[0], "--batch_size", "3") == command(files[0], files[1])
+def test_a_file_that_is_named_twice(greedy: Command, files: list[Path]) -> None:
+    assert greedy(files[0], files[1], files[0], "--batch_size", "3") == greedy(files[0], files[1])
 
 
 @needs_silero
-def test_with_vad(command: Command, files: list[Path]) -> None:
+def test_with_vad(greedy: Command, files: list[Path]) -> None:
     skip_unless_upstream_knows({"clip_timestamps": "0"})
-    assert command(*files[:3], "--vad", "--batch_size", "3") == command(*files[:3], "--vad")
+    assert greedy(*files[:3], "--vad", "--batch_size", "3") == greedy(*files[:3], "--vad")
 
 
 @pytest.mark.parametrize(("size", "status"), [("0", 2), ("-3", 2), ("many", 2)])
 def test_a_size_that_cannot_be_meant(
-    command: Command, files: list[Path], size: str, status: int, capsys: pytest.CaptureFixture[str]
+    greedy: Command, files: list[Path], size: str, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        command(files[0], "--batch_size", size)
+        greedy(files[0], "--batch_size", size)
     assert ended.value.code == status
     assert "--batch_size" in capsys.readouterr().err.splitlines()[-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,33 +9,19 @@ import soundfile  # type: ignore[import-untyped]
 from whisper.audio import SAMPLE_RATE
 
 import whisper_max_plugin
-from whisper_max_plugin.cli import main
 
 from .activation_fixtures import switched_off
+from .command_fixtures import Command, command
 from .compare import skip_unless_upstream_knows
-from .data import NANO, SAMPLE_DE
+from .data import SAMPLE_DE
 from .voice_fixtures import QUIET, german_after_silence, mostly_silent, needs_silero, noise, without_silero
 
-__all__ = ["switched_off"]  # a fixture, found by name
-
-Command = Callable[..., dict[str, str]]
+__all__ = ["command", "switched_off"]  # fixtures, found by name
 
 
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `whisper FILE…` in this process, and return the files that it wrote by their names."""
+@pytest.fixture(autouse=True)
+def upstream_knows_clips() -> None:
     skip_unless_upstream_knows({"clip_timestamps": "0"})
-    for attribute in ("argv", "excepthook"):
-        monkeypatch.setattr(sys, attribute, getattr(sys, attribute))  # to be restored
-
-    def command(*arguments: str | Path) -> dict[str, str]:
-        folder = tmp_path / f"transcripts{len(list(tmp_path.iterdir()))}"
-        options = ["--model", NANO, "--output_dir", folder, *arguments]
-        assert main(["transcribe", *map(str, options)]) == 0
-        whisper_max_plugin.uninstall()
-        return {path.name: path.read_text(encoding="utf8") for path in folder.iterdir()}
-
-    return command
 
 
 @pytest.fixture

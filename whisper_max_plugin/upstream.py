@@ -303,14 +303,15 @@ def replace_transcribe_of_the_command(wrap: Callable[[Callable[..., Any]], Calla
 
     Callers of `whisper.transcribe`, the function, get upstream's; `deactivate` undoes it.
     """
-    for name in ("whisper.transcribe", "__main__"):  # the latter under python -m whisper.transcribe
-        module: Any = sys.modules[name]
-        if (
-            name == "whisper.transcribe"
-            or getattr(getattr(module, "__spec__", None), "name", None) == "whisper.transcribe"
-        ):
-            _of_the_command.setdefault(name, module.transcribe)
-            module.transcribe = wrap(_of_the_command["whisper.transcribe"])
+    upstreams: Any = sys.modules["whisper.transcribe"]
+    modules = {"whisper.transcribe": upstreams}
+    if getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None) == "whisper.transcribe":
+        modules["__main__"] = sys.modules["__main__"]  # python -m whisper.transcribe
+    for name, module in modules.items():
+        _of_the_command.setdefault(name, module.transcribe)
+    wrapped = wrap(_of_the_command["whisper.transcribe"])  # once: what it makes may hold the command's files
+    for module in modules.values():
+        module.transcribe = wrapped
 
 
 def _restore_transcribe_of_the_command() -> None:
