@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class _Turn:
     n_steps: int
     condition: threading.Condition
     done: bool = False
-    error: BaseException | None = field(default=None)
+    error: BaseException | None = None
 
     @property
     def alike(self) -> Alike:

@@ -50,17 +50,23 @@ class _Bar:
             self._bar.close()
 
     def print_above(self, text: str, stream: TextIO) -> None:
-        """Write whole lines to a stream on the terminal that shows the bar, too."""
+        """Do what `Seconds.print_above` does, before there is a bar, too."""
         if self._bar is not None:
-            self._bar.clear()
-        stream.write(text)
-        stream.flush()
-        if self._bar is not None:
-            self._bar.refresh()
+            self._bar.print_above(text, stream)
+        else:
+            stream.write(text)
+            stream.flush()
 
 
 class Seconds(tqdm):
-    """Adds `speed` to what a bar's format may name: seconds of audio per second."""
+    """A bar whose format may name `speed`, seconds of audio per second, and above which others may print."""
+
+    def print_above(self, text: str, stream: TextIO) -> None:
+        """Write whole lines to a stream on the terminal that shows the bar, too."""
+        self.clear()
+        stream.write(text)
+        stream.flush()
+        self.refresh()
 
     @property
     def format_dict(self) -> dict[str, Any]:

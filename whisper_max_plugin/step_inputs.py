@@ -200,7 +200,7 @@ class StepInputs:
         first : int
         """
         n_group = self._tokens.array.shape[1]
-        windows = slice(first, first + len(cache.memory))
+        windows = slice(first, first + cache.n_audio)
         rows = slice(windows.start * n_group, windows.stop * n_group)
         self._tokens.array[windows] = np.reshape(tokens, (-1, n_group))
         self._positions.array[rows] = cache.n_filled - 1

@@ -133,10 +133,7 @@ class _Bar:
     def print_above(self, text: str, stream: TextIO) -> None:
         """Write whole lines where the bar may be shown, too."""
         with self._lock:
-            self._bar.clear()
-            stream.write(text)
-            stream.flush()
-            self._bar.refresh()
+            self._bar.print_above(text, stream)
 
     def close(self) -> None:
         self._bar.close()
