@@ -133,19 +133,21 @@ def test_one_that_cannot_be_read_does_not_stop_the_others(nano: Pair, recordings
 def test_a_step_that_fails_is_an_error_of_all_that_it_served(
     nano: Pair, recordings: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, n_runs = Engine.step, 0
+    original, n_served = Engine.step, 0
 
     def step(self: Engine, inputs: Any, n_steps: int = 1) -> None:
-        nonlocal n_runs
-        n_runs += 1
-        if n_runs == 3:
+        nonlocal n_served
+        n_windows = inputs.buffers[0].shape[0]
+        if not n_served and n_windows > 1:
+            n_served = n_windows
             raise RuntimeError("a graph failed")
         original(self, inputs, n_steps)
 
     monkeypatch.setattr(Engine, "step", step)
     finished = list(transcribe_many(nano.max, recordings, batch_size=3, **OPTIONS))
     errors = [each for each in finished if each.error is not None]
-    assert [str(each.error) for each in errors] == ["a graph failed"] * 3
+    assert [str(each.error) for each in errors] == ["a graph failed"] * n_served
+    assert n_served in (2, 3)  # whoever is still at its first pass is not concerned
     assert len(finished) == len(recordings)
 
 

@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from whisper.decoding import DecodingOptions
 import whisper_max_plugin
 from whisper_max_plugin.cli import main
 from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.report import REPORT
 
 from .conftest import Pair
 from .data import NANO, ROOT, SAMPLE, reference_text
@@ -40,6 +42,7 @@ def recordings(nano: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "whisper_max_plugin.auto", raising=False)
+    monkeypatch.setattr(REPORT, "_fallbacks", Counter())
     whisper_max_plugin.uninstall()
 
 
