@@ -16,10 +16,10 @@ from max.engine import CompiledModel, InferenceSession
 from max.graph import DeviceRef, Graph, Module, TensorType
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin import artifacts
-from whisper_max_plugin.artifacts import ArtifactKey
+from whisper_max_plugin.execution import artifacts
+from whisper_max_plugin.execution.artifacts import ArtifactKey
+from whisper_max_plugin.execution.session import session as the_session
 from whisper_max_plugin.report import REPORT
-from whisper_max_plugin.session import session as the_session
 
 SIZES = iter(range(1, 1000))
 

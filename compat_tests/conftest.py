@@ -17,8 +17,8 @@ from whisper.model import Whisper
 
 import whisper_max_plugin
 from whisper_max_plugin.bench.weights import random_checkpoint
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.report import REPORT
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
 
 from .data import NANO
 

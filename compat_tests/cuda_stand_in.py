@@ -27,7 +27,7 @@ def gpu_facts(name):
     return {"gpu": "a GPU", "architecture": "sm_00", "driver": None, "memory": 8_000_000_000}
 
 
-when_imported("whisper_max_plugin.devices", replace_find)
+when_imported("whisper_max_plugin.execution.devices", replace_find)
 when_imported("whisper_max_plugin.bench.machine", lambda machine: setattr(machine, "gpu_facts", gpu_facts))
 """
 

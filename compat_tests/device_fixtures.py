@@ -11,8 +11,8 @@ import torch
 import whisper
 from whisper.model import Whisper
 
-from whisper_max_plugin.devices import Device
-from whisper_max_plugin.model import MaxWhisper, accelerate
+from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 
 from .data import NANO, SAMPLE
 

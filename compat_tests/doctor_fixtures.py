@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from whisper_max_plugin import doctor
+from whisper_max_plugin.doctor import checks as doctor
 
 
 @pytest.fixture

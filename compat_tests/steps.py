@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from whisper.decoding import ApplyTimestampRules, BeamSearchDecoder, DecodingOptions, DecodingTask
 
-from whisper_max_plugin.decoding import MaxDecodingTask, MaxInference
-from whisper_max_plugin.search import Search
+from whisper_max_plugin.inference.decoding import MaxDecodingTask, MaxInference
+from whisper_max_plugin.inference.search import Search
 
 from .compare import assert_close, assert_same_decodings
 from .conftest import Pair

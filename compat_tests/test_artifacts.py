@@ -11,7 +11,7 @@ import pytest
 from max.graph import Module
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin import artifacts
+from whisper_max_plugin.execution import artifacts
 from whisper_max_plugin.report import REPORT
 
 from .artifact_fixtures import compilations, dims, max_cache, obtain, path_of, refuse_to_build, settings, stored, works

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin import artifacts
-from whisper_max_plugin.artifacts import ArtifactKey
+from whisper_max_plugin.execution import artifacts
+from whisper_max_plugin.execution.artifacts import ArtifactKey
 
 from .artifact_fixtures import compilations, dims, max_cache, obtain, path_of, refuse_to_build, settings, stored, works
 

@@ -32,7 +32,7 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, Module, TensorType
-from whisper_max_plugin import artifacts
+from whisper_max_plugin.execution import artifacts
 
 dims = SimpleNamespace(**json.loads(sys.argv[1]))
 builds = 0
@@ -132,12 +132,12 @@ def test_another_process_builds_and_compiles_nothing(nano: Pair) -> None:
     code = """
 import json, sys
 from max.engine import InferenceSession
-import whisper, whisper_max_plugin, whisper_max_plugin.engine
+import whisper, whisper_max_plugin, whisper_max_plugin.execution.engine
 
 def refuse(*args):
     raise AssertionError("compiled")
 
-InferenceSession.compile = whisper_max_plugin.engine.build_module = refuse
+InferenceSession.compile = whisper_max_plugin.execution.engine.build_module = refuse
 whisper_max_plugin.install()
 model = whisper.load_model(sys.argv[1])
 print(json.dumps([type(model).__name__, whisper_max_plugin.status()["compile_seconds"], "filelock" in sys.modules]))

@@ -6,7 +6,7 @@ import pytest
 
 from whisper_max_plugin.bench import cost, stages
 from whisper_max_plugin.bench.cost import Cost, Storage
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 
 TINY = OFFICIAL_DIMS["tiny"]
 N_TEXT = 4 * 14 * 384 * 384  # values in the decoder's matrices: four of self-attention, two of cross-attention, the MLP

@@ -18,7 +18,7 @@ from whisper_max_plugin.bench.plan import Plan
 from whisper_max_plugin.bench.protocol import Setup
 from whisper_max_plugin.bench.subjects.whisper_models import WhisperSubject
 from whisper_max_plugin.cli import main
-from whisper_max_plugin.devices import HOST, Device
+from whisper_max_plugin.execution.devices import HOST, Device
 
 from .cuda_stand_in import with_cuda
 from .data import NANO, SAMPLE

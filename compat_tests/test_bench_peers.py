@@ -15,7 +15,7 @@ from whisper_max_plugin.bench.errors import SubjectError
 from whisper_max_plugin.bench.protocol import Kind, Transcription
 from whisper_max_plugin.bench.subjects import vocabulary
 from whisper_max_plugin.bench.worker import Worker, in_child
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 
 from .data import NANO, SAMPLE
 

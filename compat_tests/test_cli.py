@@ -14,8 +14,9 @@ import pytest
 import whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, doctor, errors, loading, startup
+from whisper_max_plugin import backends, errors, loading, startup
 from whisper_max_plugin.cli import main
+from whisper_max_plugin.doctor import checks as doctor
 
 from .help_texts import assert_upstreams_with_backend
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from whisper_max_plugin import cli, targets
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 
 from .data import ROOT
 

@@ -13,8 +13,8 @@ import whisper
 from torch import Tensor
 
 import whisper_max_plugin
-from whisper_max_plugin import checkpoint
 from whisper_max_plugin.audio import load_audio
+from whisper_max_plugin.checkpoints import checkpoint
 from whisper_max_plugin.cli import main
 from whisper_max_plugin.errors import CheckpointError
 

@@ -15,12 +15,14 @@ import torch
 import whisper
 from max.engine import Model
 
-from whisper_max_plugin import artifacts, devices, loading, parity, parity_checks, startup
-from whisper_max_plugin.devices import HOST, Device, Mirror
-from whisper_max_plugin.engine import check_heads
+from whisper_max_plugin import loading, startup
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.doctor import parity, parity_checks
 from whisper_max_plugin.errors import DeviceError
-from whisper_max_plugin.model import MaxWhisper
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.execution import artifacts, devices
+from whisper_max_plugin.execution.devices import HOST, Device, Mirror
+from whisper_max_plugin.execution.engine import check_heads
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from .compare import assert_same_result
 from .conftest import Pair
@@ -184,7 +186,7 @@ def test_a_cache_that_cannot_be_written_only_costs_the_comparison(unchecked: Pat
 
 
 def test_a_load_imports_nothing_that_only_the_comparison_needs() -> None:
-    needless = {"av", "whisper_max_plugin.parity"}
+    needless = {"av", "whisper_max_plugin.doctor.parity"}
     code = f"import sys, whisper_max_plugin.loading; print(sorted({needless} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout == "[]\n"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from whisper_max_plugin import artifacts, doctor, environment
+from whisper_max_plugin import environment
+from whisper_max_plugin.doctor import checks as doctor
+from whisper_max_plugin.execution import artifacts
 
 from .doctor_fixtures import commands, is_problem, modules, versions
 

@@ -8,7 +8,8 @@ import sysconfig
 
 import pytest
 
-from whisper_max_plugin import backends, doctor
+from whisper_max_plugin import backends
+from whisper_max_plugin.doctor import checks as doctor
 
 from .doctor_fixtures import commands, is_problem
 

@@ -17,11 +17,12 @@ from torch.utils.dlpack import from_dlpack
 from whisper.model import AudioEncoder, ModelDimensions, Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import engine, parity, parity_checks
-from whisper_max_plugin.devices import Device
-from whisper_max_plugin.engine import Engine
-from whisper_max_plugin.kv_cache import KVCache
-from whisper_max_plugin.step_inputs import SearchInputs, StepInputs
+from whisper_max_plugin.doctor import parity, parity_checks
+from whisper_max_plugin.execution import engine
+from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.execution.step_inputs import SearchInputs, StepInputs
+from whisper_max_plugin.inference.kv_cache import KVCache
 
 from .compare import RELATIVE_ERROR, relative_error
 from .conftest import Pair

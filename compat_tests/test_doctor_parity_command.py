@@ -14,11 +14,12 @@ import pytest
 import torch
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin import doctor, parity
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.cli import main
-from whisper_max_plugin.engine import Engine
+from whisper_max_plugin.doctor import checks as doctor
+from whisper_max_plugin.doctor import parity
 from whisper_max_plugin.errors import UnknownModelError
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.execution.engine import Engine
 
 from .conftest import Pair, random_checkpoint
 from .data import NANO, SAMPLE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_max_plugin import doctor
+from whisper_max_plugin.doctor import checks as doctor
 
 from .doctor_fixtures import commands, is_problem, modules, versions
 

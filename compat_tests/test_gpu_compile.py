@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from whisper_max_plugin import artifacts, cli, devices, loading, targets
-from whisper_max_plugin.artifacts import ArtifactKey
-from whisper_max_plugin.devices import Device
+from whisper_max_plugin import cli, loading, targets
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.errors import DeviceError
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.execution import artifacts, devices, host_code
+from whisper_max_plugin.execution.artifacts import ArtifactKey
+from whisper_max_plugin.execution.devices import Device
 
 from .data import NANO
 from .errors import assert_one_sentence, error_of
@@ -48,7 +49,7 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(architecture: str, tmp_
 
     manifest = json.loads(artifact.with_suffix(".json").read_text())
     assert manifest["device"] == f"{architecture.rstrip('a')}-0"
-    assert manifest["cpu"] == targets.host_code()  # and nothing of this machine's processor
+    assert manifest["cpu"] == host_code.host_code()  # and nothing of this machine's processor
 
     # another process that has, or pretends to have, such a GPU takes this very file
     second = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -85,18 +86,18 @@ def test_the_processor_matters_for_graphs_of_the_cpu_alone(monkeypatch: pytest.M
 def test_host_code_is_for_any_processor_of_the_last_decade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(Path, "read_text", lambda _: "flags : fpu avx2 sse")
-    assert targets.host_code() == "x86-64-v3"
+    assert host_code.host_code() == "x86-64-v3"
     monkeypatch.setattr(Path, "read_text", lambda _: "flags : fpu sse")
-    assert targets.host_code() == "generic"
+    assert host_code.host_code() == "generic"
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert targets.host_code() == "generic"
+    assert host_code.host_code() == "generic"
 
 
 def test_host_code_is_for_this_machine_again_afterwards() -> None:
     from max.driver import get_virtual_cpu_target
 
-    with targets.portable_host_code():
-        assert get_virtual_cpu_target() == targets.host_code()
+    with host_code.portable_host_code():
+        assert get_virtual_cpu_target() == host_code.host_code()
     assert get_virtual_cpu_target() == ""
 
 

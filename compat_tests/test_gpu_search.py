@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whisper_max_plugin.step_inputs import suppressed_tokens
+from whisper_max_plugin.execution.step_inputs import suppressed_tokens
 
 from .gpu_fixtures import (
     NOISE,

@@ -15,11 +15,12 @@ from torch import Tensor
 from whisper.model import Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import loading, parity, parity_checks
+from whisper_max_plugin import loading
 from whisper_max_plugin.audio import load_audio
 from whisper_max_plugin.cli import main
+from whisper_max_plugin.doctor import parity, parity_checks
 from whisper_max_plugin.errors import CheckpointError
-from whisper_max_plugin.weights import stored_dtype
+from whisper_max_plugin.execution.weights import stored_dtype
 
 from .compare import assert_close, assert_same_result
 from .conftest import Pair

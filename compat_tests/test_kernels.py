@@ -11,9 +11,9 @@ from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, ops
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import KERNELS
 from whisper_max_plugin.graphs.kernels import cross_attention, linear, linear_add, linear_gelu, project, self_attention
-from whisper_max_plugin.session import session
 
 from .compare import assert_close
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from whisper.decoding import ApplyTimestampRules
 from whisper.tokenizer import get_tokenizer
 
+from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import KERNELS
 from whisper_max_plugin.graphs.kernels import follow
-from whisper_max_plugin.search import Rules
-from whisper_max_plugin.session import session
+from whisper_max_plugin.inference.search import Rules
 
 from .gpu_fixtures import compiled_kernels
 

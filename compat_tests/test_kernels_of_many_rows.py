@@ -10,8 +10,8 @@ from max.engine import Model
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType
 from torch import Tensor
 
+from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import KERNELS, kernels
-from whisper_max_plugin.session import session
 
 from .compare import assert_close
 from .test_kernels import run

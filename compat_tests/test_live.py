@@ -13,7 +13,7 @@ import whisper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whisper_max_plugin.live import LiveTranscription
+from whisper_max_plugin.live.transcription import LiveTranscription
 
 from .conftest import Pair
 from .data import SAMPLE, SAMPLE_DE, reference

@@ -140,7 +140,7 @@ def test_languages_are_taken_by_name_too(capsys: pytest.CaptureFixture[str], mon
 
     monkeypatch.setattr(whisper, "transcribe", transcribe_and_note)
     (tmp_path / "noise.raw").write_bytes(bytes(32000))
-    monkeypatch.setattr("whisper_max_plugin.live_input.QUIET", 0.1)
+    monkeypatch.setattr("whisper_max_plugin.live.sources.QUIET", 0.1)
     arguments = ["live", str(NANO), "--input", str(tmp_path / "noise.raw"), "--language", "German"]
     assert main([*arguments, "--task", "translate"]) == 0
     assert given[-1] == ("de", "translate")

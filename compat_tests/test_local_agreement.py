@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_max_plugin.local_agreement import LocalAgreement, Word
+from whisper_max_plugin.live.local_agreement import LocalAgreement, Word
 
 
 def words(text: str, start: float = 0.0) -> list[Word]:

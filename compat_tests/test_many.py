@@ -13,9 +13,9 @@ import whisper
 
 import whisper_max_plugin
 from whisper_max_plugin import transcribe_many
-from whisper_max_plugin.engine import Engine
 from whisper_max_plugin.errors import OptionError
-from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from .compare import assert_same_result, skip_unless_upstream_knows
 from .conftest import Pair

@@ -17,7 +17,7 @@ import os, time, torch
 tasks = lambda: set(os.listdir("/proc/self/task"))
 name = lambda task: open(f"/proc/self/task/{{task}}/comm").read()
 torch.set_num_threads(torch.get_num_threads() if {threads} is None else {threads})
-from whisper_max_plugin.session import session
+from whisper_max_plugin.execution.session import session
 before, processors = tasks(), os.sched_getaffinity(0)
 session()
 time.sleep(0.2)  # until new threads have their names

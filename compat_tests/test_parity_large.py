@@ -12,7 +12,7 @@ import whisper
 from whisper.decoding import DecodingOptions
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 
 from .compare import assert_close, assert_same_result
 from .conftest import Pair, load_pair, random_checkpoint

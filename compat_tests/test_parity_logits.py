@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from whisper.decoding import Inference, PyTorchInference
 
-from whisper_max_plugin.decoding import MaxInference
+from whisper_max_plugin.inference.decoding import MaxInference
 
 from .compare import assert_close
 from .conftest import Pair

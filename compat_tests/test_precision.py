@@ -15,12 +15,14 @@ from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import artifacts, engine, loading, parity
+from whisper_max_plugin import loading
 from whisper_max_plugin.bench.accuracy import word_error_rate
-from whisper_max_plugin.devices import HOST, Device
+from whisper_max_plugin.doctor import parity
 from whisper_max_plugin.errors import PrecisionError
+from whisper_max_plugin.execution import artifacts, engine
+from whisper_max_plugin.execution.devices import HOST, Device
+from whisper_max_plugin.execution.weights import chosen_dtype, graph_weights, quantized
 from whisper_max_plugin.precision import PRECISIONS
-from whisper_max_plugin.weights import chosen_dtype, graph_weights, quantized
 
 from .compare import assert_close, assert_same_result
 from .conftest import Pair

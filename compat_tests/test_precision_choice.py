@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, cli, doctor, loading, startup
+from whisper_max_plugin import backends, cli, loading, startup
 from whisper_max_plugin.bench import subjects
+from whisper_max_plugin.doctor import checks as doctor
 from whisper_max_plugin.errors import PrecisionError
 from whisper_max_plugin.hookspecs import hookimpl
 

@@ -16,11 +16,11 @@ from whisper.decoding import ApplyTimestampRules, DecodingOptions, GreedyDecoder
 from whisper.tokenizer import get_tokenizer
 
 import whisper_max_plugin
-from whisper_max_plugin import parity, parity_checks
-from whisper_max_plugin.devices import Device
-from whisper_max_plugin.engine import Engine
-from whisper_max_plugin.model import MaxWhisper, accelerate
-from whisper_max_plugin.search import STEPS_AHEAD, Rules, Search
+from whisper_max_plugin.doctor import parity, parity_checks
+from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.inference.model import MaxWhisper, accelerate
+from whisper_max_plugin.inference.search import STEPS_AHEAD, Rules, Search
 
 from .compare import assert_same_result
 from .conftest import Pair

@@ -23,8 +23,8 @@ from whisper.decoding import (
 )
 from whisper.tokenizer import get_tokenizer
 
-from whisper_max_plugin.engine import Engine
-from whisper_max_plugin.search import Rules, Search
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.inference.search import Rules, Search
 
 from .compare import assert_close
 from .conftest import Pair

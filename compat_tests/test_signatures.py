@@ -20,7 +20,7 @@ import whisper
 from whisper.model import Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from .activation_fixtures import switched_off
 from .conftest import Pair

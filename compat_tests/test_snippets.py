@@ -17,7 +17,7 @@ from whisper.decoding import DecodingOptions
 
 import whisper_max_plugin
 from whisper_max_plugin.cli import main
-from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.inference.model import MaxWhisper
 from whisper_max_plugin.report import REPORT
 
 from .conftest import Pair

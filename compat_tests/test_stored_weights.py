@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whisper_max_plugin.weights import graph_weights, stored_dtype
+from whisper_max_plugin.execution.weights import graph_weights, stored_dtype
 
 from .compare import assert_close, assert_same_decoding
 from .conftest import Pair, load_pair

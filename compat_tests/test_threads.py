@@ -9,7 +9,7 @@ import pytest
 import torch
 import whisper
 
-from whisper_max_plugin.threads import all_torch_threads, one_torch_thread
+from whisper_max_plugin.execution.threads import all_torch_threads, one_torch_thread
 
 from .conftest import Pair
 

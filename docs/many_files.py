@@ -18,7 +18,7 @@ import whisper
 
 import whisper_max_plugin
 from whisper_max_plugin.bench.weights import random_checkpoint
-from whisper_max_plugin.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 
 ROUNDS = 3
 N_TOKENS = 100

@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
-from whisper_max_plugin import live_command
 from whisper_max_plugin import precision as precisions
 from whisper_max_plugin.bench import command as bench
 from whisper_max_plugin.errors import WhisperMaxError
+from whisper_max_plugin.live import command as live_command
 
 if TYPE_CHECKING:
-    from whisper_max_plugin.doctor import Check
+    from whisper_max_plugin.doctor.checks import Check
+    from whisper_max_plugin.doctor.parity import Parity, Row
     from whisper_max_plugin.loading import WarmupResult
-    from whisper_max_plugin.parity import Parity, Row
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
@@ -174,8 +174,8 @@ def backends(*, as_json: bool) -> int:
 
 
 def doctor(*, as_json: bool) -> int:
-    """Print what `whisper_max_plugin.doctor` found; 1 when something needs mending."""
-    from whisper_max_plugin.doctor import run_checks
+    """Print what `whisper_max_plugin.doctor.checks` found; 1 when something needs mending."""
+    from whisper_max_plugin.doctor.checks import run_checks
 
     checks = run_checks()
     report = _doctors_report(checks)
@@ -204,7 +204,7 @@ def doctor_with_parity(models: Sequence[str], *, audio: str | None, device: str 
     WhisperMaxError
         if there is no such model or recording; nothing is printed then
     """
-    from whisper_max_plugin.doctor import NEEDED_TO_RUN_MODELS, run_checks
+    from whisper_max_plugin.doctor.checks import NEEDED_TO_RUN_MODELS, run_checks
 
     checks = run_checks()
     report = _doctors_report(checks)
@@ -216,7 +216,7 @@ def doctor_with_parity(models: Sequence[str], *, audio: str | None, device: str 
             _print_checks(checks)
             print(f"FAIL: {problem}")
     else:
-        from whisper_max_plugin import parity
+        from whisper_max_plugin.doctor import parity
 
         names, samples = parity.choose_models(models), parity.load_audio(audio)
         if not as_json:
@@ -309,7 +309,7 @@ def warmup(names: Sequence[str], *, device: str | None, target: str | None = Non
 
 def convert(folder: str, path: str) -> int:
     """Write the checkpoint of Hugging Face in `folder` to `path`, and print what was written."""
-    from whisper_max_plugin.convert import convert as write_converted
+    from whisper_max_plugin.checkpoints.convert import convert as write_converted
 
     checkpoint = write_converted(folder, path)
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})

@@ -1,4 +1,4 @@
-"""Facts about this machine and Python environment that `whisper_max_plugin.doctor` judges, and pip commands for it."""
+"""Facts about this machine and Python environment that `doctor.checks` judges, and pip commands for it."""
 
 from __future__ import annotations
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from whisper.model import ModelDimensions, Whisper
 
-from . import artifacts, checkpoint, devices
-from .devices import Device
-from .engine import artifact_precision, check_precision, compile_graphs
+from .checkpoints import checkpoint
+from .checkpoints.sizes import OFFICIAL_DIMS
 from .errors import DeviceError, UnknownModelError
-from .model import MaxWhisper, accelerate
+from .execution import artifacts, devices
+from .execution.devices import Device
+from .execution.engine import artifact_precision, check_precision, compile_graphs
+from .execution.weights import chosen_dtype, stored_dtype
+from .inference.model import MaxWhisper, accelerate
 from .precision import DEFAULT
-from .sizes import OFFICIAL_DIMS
-from .weights import chosen_dtype, stored_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
     record = artifacts.path_of(model.dims, artifact_precision(stored), device.kind).with_suffix(".checked")
     if record.exists():
         return accelerate(model, device)
-    from . import parity, parity_checks  # which bring PyAV along, and no other load needs
+    from .doctor import parity, parity_checks  # which bring PyAV along, and no other load needs
 
     logger.warning("comparing what %s computes with torch, once for this size of model", device.name)
     window = parity_checks.prepare(model, parity_checks.synthetic_audio())

@@ -13,9 +13,9 @@ import whisper
 from whisper.decoding import DecodingOptions
 
 from .errors import OptionError
-from .lockstep import Cancelled, Lockstep
-from .model import MaxWhisper
-from .session import refuse_after_fork
+from .execution.session import refuse_after_fork
+from .inference.lockstep import Cancelled, Lockstep
+from .inference.model import MaxWhisper
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,7 +22,7 @@ INSTALL_MAX = "pip install 'max>=26.7,<26.8'"
 
 
 class MaxBackend:
-    """Loads checkpoints into `whisper_max_plugin.model.MaxWhisper`."""
+    """Loads checkpoints into `whisper_max_plugin.inference.model.MaxWhisper`."""
 
     name = "max"
     precisions = PRECISIONS

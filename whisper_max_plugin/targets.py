@@ -1,16 +1,12 @@
-"""Compiles for GPUs that are not in this machine, by MAX's virtual devices, and host code that any machine runs."""
+"""Compiles for GPUs that are not in this machine, by MAX's virtual devices."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import platform
 import re
 import threading
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, WhisperMaxError
@@ -20,32 +16,6 @@ if TYPE_CHECKING:
     from .loading import WarmupResult
 
 EXAMPLES = "sm_80 (A100), sm_86 (A10), sm_89 (L4, L40S), sm_90a (H100, H200), sm_100a (B200)"
-
-
-def host_code() -> str:
-    """Return which processor the host's part of graphs for GPUs is compiled for.
-
-    It is small and copies a few numbers, so it need not be this machine's: what one machine compiles, others run.
-    """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return "generic"
-    with contextlib.suppress(OSError):
-        if "avx2" not in Path("/proc/cpuinfo").read_text().split():
-            return "generic"
-    return "x86-64-v3"
-
-
-@contextlib.contextmanager
-def portable_host_code() -> Iterator[None]:
-    """Compile host code for `host_code` inside, and for this machine again afterwards."""
-    from max.driver import get_virtual_cpu_target, set_virtual_cpu_target
-
-    before = get_virtual_cpu_target()
-    set_virtual_cpu_target(host_code())
-    try:
-        yield
-    finally:
-        set_virtual_cpu_target(before)
 
 
 def warmup(name: str, target: str, precision: str = DEFAULT) -> WarmupResult:

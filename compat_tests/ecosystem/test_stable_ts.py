@@ -17,7 +17,7 @@ from stable_whisper.whisper_word_level.original_whisper import modify_model
 from whisper.model import Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..conftest import Pair
 from ..data import NANO, SAMPLE, SAMPLE_ES, SAMPLE_LONG, jfk

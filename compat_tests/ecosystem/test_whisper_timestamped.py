@@ -19,7 +19,7 @@ import whisper_timestamped
 from whisper.model import Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..conftest import Pair
 from ..data import NANO, SAMPLE, SAMPLE_DE, SAMPLE_LONG, jfk

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin.model import MaxWhisper
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..conftest import Pair
 from ..data import SAMPLE, reference_text

@@ -29,8 +29,11 @@ def facts(device: str, nano: str, sizes: str) -> dict[str, Any]:
     """What this machine is, who sees its GPU, and of which sizes graphs for it were brought along."""
     import torch
 
-    from whisper_max_plugin import artifacts, checkpoint, devices, engine, environment, parity
-    from whisper_max_plugin.sizes import OFFICIAL_DIMS
+    from whisper_max_plugin import environment
+    from whisper_max_plugin.checkpoints import checkpoint
+    from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
+    from whisper_max_plugin.doctor import parity
+    from whisper_max_plugin.execution import artifacts, devices, engine
 
     found: dict[str, Any] = {**parity.machine(), "processors": os.cpu_count(), "cublas": environment.find_cublas()}
     found["torch_cuda"] = torch.version.cuda if torch.cuda.is_available() else None
@@ -55,7 +58,7 @@ def copy(device: str) -> dict[str, Any]:
     """Bring memory to the device and back, bit by bit the same."""
     import torch
 
-    from whisper_max_plugin import devices
+    from whisper_max_plugin.execution import devices
 
     opened = devices.find(device)
     bits = torch.randint(2**31, (2**22,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
@@ -125,7 +128,7 @@ def _compared(upstream: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 def checkpoints(out: str, sizes: str) -> dict[str, Any]:
     """Write random checkpoints, one after the other, each complete when it appears."""
     from whisper_max_plugin.bench.weights import random_checkpoint
-    from whisper_max_plugin.sizes import OFFICIAL_DIMS
+    from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 
     folder = Path(out, "weights")
     folder.mkdir(exist_ok=True)

@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace, chosen_stages: Sequence[str]) -> None:
 
 def _device(name: str) -> str:
     """Return the device that `name` means, as torch names it."""
-    from whisper_max_plugin import devices
+    from whisper_max_plugin.execution import devices
 
     try:
         return devices.find(name).name
@@ -206,9 +206,9 @@ def _report(
 
 def _model(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, int]]:
     """Return the checkpoint as ``whisper.load_model`` takes it, and its dimensions."""
-    from whisper_max_plugin import checkpoint
+    from whisper_max_plugin.checkpoints import checkpoint
+    from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
     from whisper_max_plugin.errors import UnknownModelError
-    from whisper_max_plugin.sizes import OFFICIAL_DIMS
 
     name = options.random or options.model
     if options.random is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from whisper_max_plugin.devices import Device
+    from whisper_max_plugin.execution.devices import Device
 
 MEMORY_BYTES = 512 * 2**20  # of each array; much more than any cache
 MATRIX_ROWS = 3072
@@ -71,7 +71,7 @@ def measure_limits(name: str) -> Limits:
     device = torch.device(name)
     if device.index < torch.cuda.device_count():
         return limits_by_torch(device, lambda: torch.cuda.synchronize(device))
-    from whisper_max_plugin import devices
+    from whisper_max_plugin.execution import devices
 
     return limits_by_max(devices.find(name))
 
@@ -149,14 +149,15 @@ def n_processors() -> int:
 
 def facts() -> dict[str, object]:
     """Return the processor, its number, and the versions of the libraries."""
-    from whisper_max_plugin import parity
+    from whisper_max_plugin.doctor import parity
 
     return {**parity.machine(), "processors": n_processors()}
 
 
 def gpu_facts(name: str) -> dict[str, object]:
     """Return what MAX and the system say of the GPU that torch calls `name`."""
-    from whisper_max_plugin import devices, environment
+    from whisper_max_plugin import environment
+    from whisper_max_plugin.execution import devices
 
     driver = devices.find(name).driver
     return {

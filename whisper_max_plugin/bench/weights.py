@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from whisper.model import ModelDimensions, sinusoids
 
-from whisper_max_plugin.checkpoint import expected_shapes
+from whisper_max_plugin.checkpoints.checkpoint import expected_shapes
 
 
 def random_checkpoint(path: Path, dims: ModelDimensions, seed: int = 0) -> Path:

@@ -19,7 +19,7 @@ def build_search(module: Module, dims: ModelDimensions, dtype: DType, device: De
     ------
     ids (batch, k) int64 and logprobs (batch, k), which it writes, the best first; logits (batch, n_vocab), which it
     filters in place; suppressed (n_suppressed) int64, negative where there is none; ranges (batch, 4) int64, see
-    `whisper_max_plugin.search.Rules`.
+    `whisper_max_plugin.inference.search.Rules`.
     """
     input_types = [
         BufferType(DType.int64, ["batch", "k"], device),

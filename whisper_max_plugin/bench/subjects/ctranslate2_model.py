@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from whisper.model import Whisper
 
-from whisper_max_plugin.weights import stored_dtype
+from whisper_max_plugin.execution.weights import stored_dtype
 
 from . import vocabulary
 

@@ -72,7 +72,7 @@ class WhisperSubject:
         self._tokenizer = tokenizer_of(setup.dims)
         storage = Storage(kv=2, half_products=True) if self._half else Storage()
         if self._backend == "max":
-            from whisper_max_plugin.weights import chosen_dtype
+            from whisper_max_plugin.execution.weights import chosen_dtype
 
             stored = chosen_dtype(self._model.state_dict(), self._precision)
             storage = Storage(step_weights=stored.itemsize)

@@ -11,10 +11,10 @@ import torch
 from max.driver import Buffer
 from torch import Tensor, nn
 
-from .step_inputs import SearchInputs, SearchKind, StepInputs
+from ..execution.step_inputs import SearchInputs, SearchKind, StepInputs
 
 if TYPE_CHECKING:
-    from .engine import CrossKV, Engine
+    from ..execution.engine import CrossKV, Engine
     from .modules import MaxTextDecoder
 
 

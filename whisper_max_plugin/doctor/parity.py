@@ -20,12 +20,13 @@ import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
-from . import audio, devices, environment, loading
+from .. import audio, environment, loading
+from ..errors import CheckpointError, UnknownModelError, WhisperMaxError
+from ..execution import devices
+from ..inference.model import MaxWhisper, accelerate
+from ..inference.search import STEPS_AHEAD
+from ..report import REPORT
 from . import parity_checks as checks
-from .errors import CheckpointError, UnknownModelError, WhisperMaxError
-from .model import MaxWhisper, accelerate
-from .report import REPORT
-from .search import STEPS_AHEAD
 
 LIMIT = 1e-4  # of the largest magnitude that upstream computes; float32 noise is about 1e-6
 DISTRIBUTIONS = ("whisper-max-plugin", "max", "torch", "openai-whisper")

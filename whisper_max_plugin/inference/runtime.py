@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .devices import Device
-from .engine import CrossKV, Engine
-from .precision import DEFAULT
-from .report import REPORT
-from .threads import one_torch_thread
+from ..execution.devices import Device
+from ..execution.engine import CrossKV, Engine
+from ..execution.threads import one_torch_thread
+from ..precision import DEFAULT
+from ..report import REPORT
 
 if TYPE_CHECKING:
     from whisper.model import AudioEncoder, ModelDimensions, TextDecoder

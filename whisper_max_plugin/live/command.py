@@ -19,8 +19,8 @@ from whisper_max_plugin.errors import CommandLineError, UnknownModelError
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
-    from whisper_max_plugin.live_input import Recorder
-    from whisper_max_plugin.local_agreement import Word
+    from whisper_max_plugin.live.local_agreement import Word
+    from whisper_max_plugin.live.sources import Recorder
 
 MODEL = "base"  # upstream's default, turbo, is slower than speech on most CPUs
 MIN_CHUNK = 1.0  # seconds, live.MIN_CHUNK
@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
     from whisper_max_plugin.backends import get_usable
 
     get_usable("max")  # before upstream's modules are imported, since these take seconds
-    from whisper_max_plugin.live import LiveTranscription
-    from whisper_max_plugin.live_input import Recorder, open_input
+    from whisper_max_plugin.live.sources import Recorder, open_input
+    from whisper_max_plugin.live.transcription import LiveTranscription
 
     language = _language(options.language)
     recorder = Recorder(open_input(options.input))

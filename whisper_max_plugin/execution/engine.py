@@ -15,14 +15,14 @@ from max.dtype import DType
 from max.engine import CompiledModel, Model
 from torch import Tensor
 
+from ..checkpoints.checkpoint import check_state
+from ..errors import DeviceError, PrecisionError
+from ..graphs import LARGEST_VECTOR, build_module, has_kernels
+from ..precision import DEFAULT
+from ..report import REPORT
 from . import artifacts
-from .checkpoint import check_state
 from .devices import Device
-from .errors import DeviceError, PrecisionError
-from .graphs import LARGEST_VECTOR, build_module, has_kernels
-from .precision import DEFAULT
 from .replay import Replay
-from .report import REPORT
 from .session import session
 from .step_inputs import SearchPool
 from .weights import chosen_dtype, graph_weights

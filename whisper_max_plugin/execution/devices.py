@@ -17,7 +17,7 @@ from max.graph import DeviceRef
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from .errors import DeviceError
+from ..errors import DeviceError
 
 if TYPE_CHECKING:
     import max.driver

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..execution.engine import Engine
+    from ..execution.step_inputs import SearchKind, StepInputs
     from .kv_cache import KVCache
     from .model import MaxWhisper
     from .search import Search
-    from .step_inputs import SearchKind, StepInputs
 
 Alike = tuple["Engine", "SearchKind", int]
 """Turns of the same engine, search and number of sequences can be one step."""

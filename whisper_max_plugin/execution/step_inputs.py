@@ -15,7 +15,7 @@ from .devices import Device, Mirror, push_all
 from .replay import Replay
 
 if TYPE_CHECKING:
-    from .kv_cache import KVCache
+    from ..inference.kv_cache import KVCache
 
 Ranges = tuple[int, int, int, int]
 """The tokens that a sequence may choose: text from [0] to [1], and timestamps from [2] to [3]."""

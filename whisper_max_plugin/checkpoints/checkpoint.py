@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
 
+from ..errors import CheckpointError
 from . import alignment_heads
-from .errors import CheckpointError
 
 
 @dataclass(frozen=True)

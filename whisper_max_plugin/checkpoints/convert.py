@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from ..errors import CheckpointError
 from . import alignment_heads, huggingface
 from .checkpoint import Checkpoint
-from .errors import CheckpointError
 
 
 def convert(folder: str | Path, path: str | Path) -> Checkpoint:

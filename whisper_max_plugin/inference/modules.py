@@ -12,14 +12,14 @@ import whisper.model
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
-from .engine import CrossKV, DecoderOutput, Engine
+from ..execution.engine import CrossKV, DecoderOutput, Engine
+from ..execution.session import refuse_after_fork
+from ..execution.step_inputs import SearchInputs
+from ..execution.threads import all_torch_threads
+from ..report import REPORT
 from .hooks import has_hooks, run_forward_hooks, why_foreign
 from .kv_cache import KVCache
-from .report import REPORT
 from .runtime import Runtime
-from .session import refuse_after_fork
-from .step_inputs import SearchInputs
-from .threads import all_torch_threads
 
 
 class MaxAudioEncoder(AudioEncoder):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whisper_max_plugin import live_input
 from whisper_max_plugin.errors import LiveInputError
-from whisper_max_plugin.live_input import Recorder, open_input
+from whisper_max_plugin.live import sources
+from whisper_max_plugin.live.sources import Recorder, open_input
 
 PCM = (np.random.default_rng(0).normal(0, 0.2, 5000) * 32768).clip(-32768, 32767).astype("<i2")
 SAMPLES = PCM.astype(np.float32) / 32768
@@ -40,7 +40,7 @@ def with_another_chunk(file: bytes) -> bytes:
 
 @pytest.fixture(autouse=True)
 def files_are_soon_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_input, "QUIET", 0.3)
+    monkeypatch.setattr(sources, "QUIET", 0.3)
 
 
 def read(name: str) -> np.ndarray:
@@ -58,7 +58,7 @@ def read(name: str) -> np.ndarray:
 def test_the_samples_of_pcm_and_wav(
     tmp_path: Path, content: bytes, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_input, "BLOCK", block)
+    monkeypatch.setattr(sources, "BLOCK", block)
     (tmp_path / "file").write_bytes(content)
     assert np.array_equal(read(str(tmp_path / "file")), SAMPLES)
 
@@ -86,7 +86,7 @@ def test_a_file_is_read_while_it_grows(tmp_path: Path) -> None:
 
 
 def test_a_named_pipe_ends_with_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_input, "QUIET", 1000)
+    monkeypatch.setattr(sources, "QUIET", 1000)
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(PCM.tobytes(),))
     writer.start()

@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from max.engine import InferenceSession
 
+from ..errors import ForkedProcessError
 from .devices import HOST, Device
-from .errors import ForkedProcessError
 from .threads import torch_threads
 
 

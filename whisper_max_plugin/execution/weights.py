@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .errors import PrecisionError
-from .precision import DEFAULT
+from ..errors import PrecisionError
+from ..precision import DEFAULT
 
 ROWS_AT_A_TIME = 1024  # of a matrix that is looked at, so that no copy of a whole one is made
 MOST = 127  # of an int8: as many steps below zero as above it

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from whisper.model import Whisper
 
+from ..execution.devices import HOST, Device
+from ..execution.threads import OneTorchThread
+from ..precision import DEFAULT
 from .decoding import decode as decode_function
-from .devices import HOST, Device
 from .kv_cache import KVCache
 from .modules import MaxAudioEncoder, MaxTextDecoder
-from .precision import DEFAULT
 from .runtime import Runtime
-from .threads import OneTorchThread
 
 
 class MaxWhisper(Whisper):

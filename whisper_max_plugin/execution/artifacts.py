@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import targets
-from .report import REPORT
+from ..report import REPORT
+from .host_code import host_code, portable_host_code
 
 if TYPE_CHECKING:
     from max.engine import CompiledModel, InferenceSession
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 TYPICAL_COMPILE_SECONDS = 90  # nano 80, turbo 105 on two cores: kinds of kernels cost, not layers
 
 
@@ -45,7 +45,7 @@ class ArtifactKey:
     graphs : str
         digest of the sources that the graphs are built from
     cpu : str
-        digest of this machine's processor or, for GPUs, what `targets.host_code` names
+        digest of this machine's processor or, for GPUs, what `host_code` names
     """
 
     dims: tuple[int, ...]
@@ -59,7 +59,7 @@ class ArtifactKey:
     def of(cls, dims: ModelDimensions, precision: str, device: str) -> ArtifactKey:
         """Return the key of `dims` on this machine, with the installed MAX and this package's graphs."""
         sizes = tuple(vars(dims).values())
-        cpu = _cpu_digest() if device == "cpu" else targets.host_code()
+        cpu = _cpu_digest() if device == "cpu" else host_code()
         return cls(sizes, precision, device, metadata.version("max"), _graphs_digest(), cpu)
 
     @property
@@ -93,7 +93,7 @@ def obtain(
     RuntimeError
         if MAX cannot compile the graphs
     """
-    from .graphs import KERNELS
+    from ..graphs import KERNELS
 
     key = ArtifactKey.of(dims, precision, device)
     path = cache_dir() / key.filename
@@ -104,7 +104,7 @@ def obtain(
             return compiled
         with compile_progress(_expected_seconds(path.parent)):
             started = time.monotonic()
-            with contextlib.nullcontext() if device == "cpu" else targets.portable_host_code():
+            with contextlib.nullcontext() if device == "cpu" else portable_host_code():
                 compiled = session.compile(build(), custom_extensions=[KERNELS])
             seconds = time.monotonic() - started
         REPORT.compiled(seconds)
@@ -243,7 +243,7 @@ def compile_progress(expected: float) -> Iterator[None]:
 def _graphs_digest() -> str:
     """Digest of the sources that the graphs are built from, so that an edit never meets an old artifact."""
     digest = hashlib.sha256()
-    for source in sorted([*(HERE / "graphs").glob("*.py"), *(HERE / "kernels").glob("*.mojo")]):
+    for source in sorted([*(PACKAGE / "graphs").glob("*.py"), *(PACKAGE / "kernels").glob("*.mojo")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import whisper
 
-from whisper_max_plugin.local_agreement import LocalAgreement, Word
+from whisper_max_plugin.live.local_agreement import LocalAgreement, Word
 
 if TYPE_CHECKING:
     from whisper.model import Whisper

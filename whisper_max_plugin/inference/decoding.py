@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
 
-from .engine import Engine
+from ..execution.engine import Engine
+from ..execution.threads import one_torch_thread
 from .kv_cache import KVCache
 from .lockstep import current
 from .search import Rules, Search
-from .threads import one_torch_thread
 
 if TYPE_CHECKING:
     from .model import MaxWhisper

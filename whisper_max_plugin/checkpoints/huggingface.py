@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
 
+from ..errors import CheckpointError
 from . import alignment_heads
 from .checkpoint import Checkpoint, check_state, expected_shapes
-from .errors import CheckpointError
 from .huggingface_files import read_json, read_tensors
 
 logger = logging.getLogger(__name__)

@@ -156,7 +156,9 @@ def check_whisper_package() -> Check:
 
 def check_plugin() -> Check:
     """The version of this plugin and where it is imported from."""
-    return Check("whisper-max-plugin", True, f"{whisper_max_plugin.__version__} ({Path(__file__).parent})")
+    return Check(
+        "whisper-max-plugin", True, f"{whisper_max_plugin.__version__} ({Path(whisper_max_plugin.__file__).parent})"
+    )
 
 
 # The machine
@@ -222,7 +224,7 @@ def check_av() -> Check:
 
 def check_cache_folder() -> Check:
     """The folder of compiled graphs can be written to, and how much it holds."""
-    from whisper_max_plugin import artifacts
+    from whisper_max_plugin.execution import artifacts
 
     folder = artifacts.cache_dir()
     refusal = environment.cannot_write(folder)
@@ -266,7 +268,7 @@ def check_startup_hook() -> Check:
     folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     hooks = [path for path in (Path(folder) / HOOK_FILE for folder in folders) if path.is_file()]
     if not hooks:
-        project = Path(__file__).parents[1]
+        project = Path(whisper_max_plugin.__file__).parents[1]
         is_checkout = (project / "pyproject.toml").is_file()
         remedy = (
             environment.install("--editable", str(project))

@@ -1,0 +1,1 @@
+"""What models are loaded from: OpenAI's checkpoints and folders of Hugging Face, checked strictly."""

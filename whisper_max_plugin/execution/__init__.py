@@ -1,0 +1,1 @@
+"""Graphs on a device: compiled, cached, bound to weights, and run on torch tensors."""
