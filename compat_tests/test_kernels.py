@@ -13,7 +13,7 @@ from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import KERNELS
-from whisper_max_plugin.graphs.kernels import cross_attention, linear, linear_add, linear_gelu, project, self_attention
+from whisper_max_plugin.graphs.kernels import cross_attention, project, self_attention
 
 from .compare import assert_close
 
@@ -51,22 +51,12 @@ def kernels() -> dict[str, Model]:
         ) as g:
             project(g.inputs[0].buffer, *(value.tensor for value in g.inputs[1:]))
             g.output()
-    _add_linear_layers_of_int8(module)
-    _add_attentions(module)
-    return session().init_all(session().compile(module, custom_extensions=[KERNELS]))
-
-
-def _add_linear_layers_of_int8(module: Module) -> None:
-    weight, scales = TensorType(DType.int8, ["n", "k"], CPU), BIAS
-    operations = {"whisper_linear": linear, "whisper_linear_gelu": linear_gelu, "whisper_linear_add": linear_add}
-    for name, operation in operations.items():
-        types = [X, *([Y] if operation is linear_add else []), weight, BIAS, scales]
-        with Graph(f"{name}_int8", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
-            graph.output(operation(*(value.tensor for value in graph.inputs)))
-    types = [BufferType(DType.float32, ["m", "n"], CPU), X, weight, scales]
+    types = [BufferType(DType.float32, ["m", "n"], CPU), X, TensorType(DType.int8, ["n", "k"], CPU), BIAS]
     with Graph("whisper_project_int8", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
         project(graph.inputs[0].buffer, *(value.tensor for value in graph.inputs[1:]))
         graph.output()
+    _add_attentions(module)
+    return session().init_all(session().compile(module, custom_extensions=[KERNELS]))
 
 
 def _add_attentions(module: Module) -> None:
@@ -117,18 +107,12 @@ def test_linear_layers(kernels: dict[str, Model], stored: str, m: int, n: int, k
 
 @pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 13])
-def test_linear_layers_of_int8(kernels: dict[str, Model], m: int, n: int, k: int) -> None:
-    x, bias, residual = torch.randn(m, k), torch.randn(n), torch.randn(m, n)
-    weight, scales = torch.randint(-127, 128, (n, k), dtype=torch.int8), torch.rand(n) / 127
-    product = (x.double() @ (weight.double() * scales.double()[:, None]).T).float()
-    assert_close(run(kernels["whisper_linear_int8"], x, weight, bias, scales), product + bias)
-    gelu = torch.nn.functional.gelu(product + bias)
-    assert_close(run(kernels["whisper_linear_gelu_int8"], x, weight, bias, scales), gelu)
-    added = run(kernels["whisper_linear_add_int8"], x, residual, weight, bias, scales)
-    assert_close(added, product + bias + residual)
+def test_the_projection_by_int8(kernels: dict[str, Model], m: int, n: int, k: int) -> None:
+    x, scales = torch.randn(m, k), torch.rand(n) / 127
+    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
     logits = torch.full((m, n), torch.nan)
     kernels["whisper_project_int8"].execute(*map(Buffer.from_dlpack, (logits, x, weight, scales)))
-    assert_close(logits, product)
+    assert_close(logits, (x.double() @ (weight.double() * scales.double()[:, None]).T).float())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from .devices import Device
 from .replay import Replay
 from .session import session
 from .step_inputs import SearchPool
-from .weights import chosen_dtype, graph_weights
+from .weights import addresses, chosen_dtype, graph_weights
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
@@ -99,6 +99,8 @@ class Engine:
         # keeps the memory alive that the graphs read
         weights = graph_weights(state, stored, kernels=has_kernels(dims))
         self._weights = {name: device.put(tensor) for name, tensor in weights.items()}
+        if device.index is None and has_kernels(dims):
+            self._weights["stored.addresses"] = device.put(addresses(self._weights, dims.n_text_layer))
         models = session(device).init_all(compiled, weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from max.driver import Buffer
 from torch import Tensor
 
 from ..errors import PrecisionError
@@ -68,6 +69,39 @@ def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype, *, kernels: 
         elif ".attn.key" not in name and ".attn.value" not in name:
             weights |= _as_stored(_stored_name(name), _float32(state[name]), stored)
     return weights
+
+
+def addresses(weights: Mapping[str, Buffer], n_layer: int) -> Tensor:
+    """Return where the parameters of the decoder's layers lie among `weights`, which have to outlive their use.
+
+    Returns
+    -------
+    addresses : Tensor, shape = (n_layer, 24), int64
+        of each layer's parts, in upstream's order: the weight and the bias, and of products the scales, 0 if there are
+        none (``Layer.at`` in kernels/layers.mojo)
+    """
+
+    def norm(name: str) -> list[int]:
+        return [weights[f"decoder.{name}.{kind}"]._data_ptr() for kind in ("weight", "bias")]
+
+    def product(name: str) -> list[int]:
+        bias = weights[f"{'stored' if name.endswith('qkv') else 'decoder'}.{name}.bias"]
+        scales = weights.get(f"stored.{name}.scales")
+        weight = weights[f"stored.{name}.weight"]
+        return [weight._data_ptr(), bias._data_ptr(), 0 if scales is None else scales._data_ptr()]
+
+    rows = []
+    for layer in range(n_layer):
+        name = f"blocks.{layer}"
+        attn = [*norm(f"{name}.attn_ln"), *product(f"{name}.attn.qkv"), *product(f"{name}.attn.out")]
+        cross_attn = [
+            *norm(f"{name}.cross_attn_ln"),
+            *product(f"{name}.cross_attn.query"),
+            *product(f"{name}.cross_attn.out"),
+        ]
+        mlp = [*norm(f"{name}.mlp_ln"), *product(f"{name}.mlp.0"), *product(f"{name}.mlp.2")]
+        rows.append([*attn, *cross_attn, *mlp])
+    return torch.tensor(rows)
 
 
 def quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The operations in ``kernels/*.mojo`` as functions for graphs, for the CPU, in float32; weights may be of any type."""
+"""The operations in ``kernels/*.mojo`` as functions for graphs, in float32; weights may be of any type."""
 
 from __future__ import annotations
 
@@ -13,39 +13,58 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 KEYS_OF_A_BLOCK = 256
 """``KEYS`` in gpu_attention.mojo: what one block of a GPU attends to in a step's cross-attention"""
 
+ADDRESSES = 24
+"""of a layer's parameters, which `decoder_layers` takes: weight and bias of three norms; of six products scales, too"""
+
 LARGEST_VECTOR = 16
 """float32 values in a register: what the attention kernels take a head to be a multiple of"""
+
+
+def decoder_layers(
+    x: TensorValue,
+    parameters: TensorValue,
+    memory: TensorValue,
+    holders: TensorValue,
+    positions: TensorValue,
+    stored: DType,
+    n_audio_ctx: int,
+    head_dim: int,
+) -> TensorValue:
+    """Return what the decoder's layers make of one token per sequence, x (batch, n_state); on the CPU only.
+
+    parameters (n_layer, ADDRESSES) int64, see `weights.addresses`, of matrices that are `stored`; memory, holders and
+    positions as in `self_attention`.
+    """
+    operands = [x, parameters, memory, holders, positions, _number(n_audio_ctx)]
+    types: dict[str, bool | int | str | DType] = {"type": stored, "head_dim": head_dim}
+    return ops.custom("whisper_decoder_layers", x.device, operands, [x.type], parameters=types)[0].tensor
 
 
 def project(logits: BufferValue, x: TensorValue, weight: TensorValue, scales: TensorValue | None = None) -> None:
     """Write ``x @ weight.T`` to logits (m, n), for x (m, k) and weight (n, k), stored in any type.
 
-    With scales (n), here and below, the weight is int8 and its rows are to be multiplied by them; on the CPU only.
+    With scales (n) the weight is int8 and its rows are to be multiplied by them; on the CPU only.
     """
-    name, operands = _scaled("whisper_project", [x, weight], scales)
-    ops.inplace_custom(name, x.device, [logits, *operands])
+    operands = [logits, x, weight]
+    if scales is None:
+        ops.inplace_custom("whisper_project", x.device, operands)
+    else:
+        ops.inplace_custom("whisper_project_int8", x.device, [*operands, scales])
 
 
-def linear(x: TensorValue, weight: TensorValue, bias: TensorValue, scales: TensorValue | None = None) -> TensorValue:
+def linear(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
     """Return ``x @ weight.T + bias``."""
-    name, operands = _scaled("whisper_linear", [x, weight, bias], scales)
-    return ops.custom(name, x.device, operands, [_rows(x, weight)])[0].tensor
+    return ops.custom("whisper_linear", x.device, [x, weight, bias], [_rows(x, weight)])[0].tensor
 
 
-def linear_gelu(
-    x: TensorValue, weight: TensorValue, bias: TensorValue, scales: TensorValue | None = None
-) -> TensorValue:
+def linear_gelu(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
     """Return ``gelu(x @ weight.T + bias)``, by the error function."""
-    name, operands = _scaled("whisper_linear_gelu", [x, weight, bias], scales)
-    return ops.custom(name, x.device, operands, [_rows(x, weight)])[0].tensor
+    return ops.custom("whisper_linear_gelu", x.device, [x, weight, bias], [_rows(x, weight)])[0].tensor
 
 
-def linear_add(
-    x: TensorValue, residual: TensorValue, weight: TensorValue, bias: TensorValue, scales: TensorValue | None = None
-) -> TensorValue:
+def linear_add(x: TensorValue, residual: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
     """Return ``x @ weight.T + bias + residual``."""
-    name, operands = _scaled("whisper_linear_add", [x, weight, bias, residual], scales)
-    return ops.custom(name, x.device, operands, [residual.type])[0].tensor
+    return ops.custom("whisper_linear_add", x.device, [x, weight, bias, residual], [residual.type])[0].tensor
 
 
 def self_attention(
@@ -188,11 +207,6 @@ def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, h
 def _matmul(name: str, x: TensorValue, weight: TensorValue, *operands: TensorValue) -> TensorValue:
     out = TensorType(x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
     return ops.custom(name, x.device, [x, weight, *operands], [out])[0].tensor
-
-
-def _scaled(name: str, operands: list[TensorValue], scales: TensorValue | None) -> tuple[str, list[TensorValue]]:
-    """Return the operation and its operands, for int8 weights where there are scales."""
-    return (name, operands) if scales is None else (f"{name}_int8", [*operands, scales])
 
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:

@@ -6,7 +6,19 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernels import KERNELS, cross_attention, follow, linear, linear_add, linear_gelu, project, search, self_attention
+from .kernels import (
+    ADDRESSES,
+    KERNELS,
+    cross_attention,
+    decoder_layers,
+    follow,
+    linear,
+    linear_add,
+    linear_gelu,
+    project,
+    search,
+    self_attention,
+)
 from .layers import Weights, layer_norm
 
 
@@ -52,48 +64,66 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     ]
 
     with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
-        weights = Weights(dtype, device)
-        stored_weights = Weights(stored, device)
+        weights, stored_weights = Weights(dtype, device), Weights(stored, device)
         buffers, tensors = graph.inputs[:9], graph.inputs[9:]
         tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (x.buffer for x in buffers)
         suppressed, rules, holders, memory = (x.tensor for x in tensors)
         batch = holders.shape[0]
         at = ops.buffer_load(positions)
 
-        def scales(name: str, n_out: int) -> TensorValue | None:
-            return weights(f"stored.{name}.scales", n_out) if stored == DType.int8 else None
-
-        def matrix(name: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue, TensorValue | None]:
-            """Return a linear layer's weight, bias and scales; three layers in one are laid out for this graph."""
-            bias = f"stored.{name}.bias" if name.endswith("qkv") else f"decoder.{name}.bias"
-            return stored_weights(f"stored.{name}.weight", n_out, n_in), weights(bias, n_out), scales(name, n_out)
-
-        projection = token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
+        token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
+        projection = [token_embedding]
         if stored == DType.int8:
+            projection.append(weights("stored.token_embedding.scales", dims.n_vocab))
             token_embedding = weights("decoder.token_embedding.weight", dims.n_vocab, n_state)
         position_table = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
         x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(dtype)
         x = ops.rebind(x, [batch, n_state])
         x = x + ops.gather(position_table, at, axis=0)  # (batch, n_state)
 
-        for layer in range(n_layer):
-            name = f"blocks.{layer}"
-            h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
-            qkv = linear(h, *matrix(f"{name}.attn.qkv", 3 * n_state, n_state))
-            a = self_attention(qkv, memory, holders, at, layer, head_dim)
-            x = linear_add(a, x, *matrix(f"{name}.attn.out", n_state, n_state))
-
-            h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
-            q = linear(h, *matrix(f"{name}.cross_attn.query", n_state, n_state))
-            a = cross_attention(q, memory, layer, dims.n_audio_ctx, head_dim)
-            x = linear_add(a, x, *matrix(f"{name}.cross_attn.out", n_state, n_state))
-
-            h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)
-            h = linear_gelu(h, *matrix(f"{name}.mlp.0", 4 * n_state, n_state))
-            x = linear_add(h, x, *matrix(f"{name}.mlp.2", n_state, 4 * n_state))
+        if device.is_cpu():
+            addresses = Weights(DType.int64, device)("stored.addresses", n_layer, ADDRESSES)
+            x = decoder_layers(x, addresses, memory, holders, at, stored, dims.n_audio_ctx, head_dim)
+        else:
+            for layer in range(n_layer):
+                x = _layer(x, layer, weights, stored_weights, memory, holders, at, dims.n_audio_ctx, head_dim)
 
         x = layer_norm(x, weights, "decoder.ln", n_state)
-        project(logits, x, projection, scales("token_embedding", dims.n_vocab))
+        project(logits, x, *projection)
         search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges))
         follow(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
         graph.output()
+
+
+def _layer(
+    x: TensorValue,
+    layer: int,
+    weights: Weights,
+    stored: Weights,
+    memory: TensorValue,
+    holders: TensorValue,
+    positions: TensorValue,
+    n_audio_ctx: int,
+    head_dim: int,
+) -> TensorValue:
+    """Return what a layer makes of x (batch, n_state), by an operation for each part, as a GPU is given its work."""
+    name, n_state = f"blocks.{layer}", int(x.shape[1])
+
+    def product(part: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
+        # three layers in one are laid out for this graph
+        bias = f"stored.{name}.{part}.bias" if part == "attn.qkv" else f"decoder.{name}.{part}.bias"
+        return stored(f"stored.{name}.{part}.weight", n_out, n_in), weights(bias, n_out)
+
+    h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
+    qkv = linear(h, *product("attn.qkv", 3 * n_state, n_state))
+    a = self_attention(qkv, memory, holders, positions, layer, head_dim)
+    x = linear_add(a, x, *product("attn.out", n_state, n_state))
+
+    h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
+    q = linear(h, *product("cross_attn.query", n_state, n_state))
+    a = cross_attention(q, memory, layer, n_audio_ctx, head_dim)
+    x = linear_add(a, x, *product("cross_attn.out", n_state, n_state))
+
+    h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)
+    h = linear_gelu(h, *product("mlp.0", 4 * n_state, n_state))
+    return linear_add(h, x, *product("mlp.2", n_state, 4 * n_state))

@@ -4,8 +4,10 @@ from .attention import *
 from .flash import *
 from .follow import *
 from .gemm import *
+from .layers import *
 from .linear import *
 from .linear_int8 import *
 from .matmul import *
+from .phases import *
 from .search import *
 from .sharing import *

@@ -2,12 +2,12 @@
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import exp, rsqrt
 
 from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
-from .memory import Places
+from .memory import Places, Table
+from .sharing import share
 from .vectors import Floats, WIDTH, sum_each
 
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
@@ -95,6 +95,81 @@ def attend[
             y.unsafe_store(r * row_stride + i * WIDTH, sums[r * lanes + i] * inverse[r])
 
 
+@always_inline
+def self_attention_part[
+    head_dim: Int
+](
+    y: Pointer[mut=True, Scalar[DType.float32], ...],
+    qkv: Pointer[Scalar[DType.float32], ...],
+    memory: Table,
+    holders: Pointer[Scalar[DType.int32], ...],
+    positions: Pointer[Scalar[DType.int64], ...],
+    places: Places,
+    n_group: Int,
+    n_text_ctx: Int,
+    n_state: Int,
+    task: Int,
+):
+    """Do what `SelfAttention` does for one head of one sequence, which `task` counts."""
+    var n_head = n_state // head_dim
+    var b = task // n_head
+    var head = task % n_head * head_dim
+    var window = b // n_group
+    var key_stride = places.n_rows(memory, window) * n_state
+    var keys = places.keys(memory, window).unsafe_offset(head)
+    var values = places.values(memory, window).unsafe_offset(head)
+    var last = Int(positions[unsafe_offset=b])
+    var holder = holders.unsafe_offset(b * n_text_ctx)
+    var source = qkv.unsafe_offset(b * 3 * n_state + head)
+    var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
+    for i in range(0, head_dim, WIDTH):
+        keys.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i))
+        values.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
+    attend[1, head_dim, indirect=True](
+        y.unsafe_offset(b * n_state + head), source, keys, values, holder, n_state, key_stride, last + 1
+    )
+
+
+@always_inline
+def cross_attention_part[
+    head_dim: Int
+](
+    y: Pointer[mut=True, Scalar[DType.float32], ...],
+    q: Pointer[Scalar[DType.float32], ...],
+    memory: Table,
+    places: Places,
+    n_group: Int,
+    n_keys: Int,
+    n_state: Int,
+    task: Int,
+):
+    """Do what `CrossAttention` does for one head of one window, which `task` counts."""
+    var n_head = n_state // head_dim
+    var window = task // n_head
+    var head = task % n_head
+    var keys = places.cross_keys(memory, window).unsafe_offset(head * n_keys * head_dim)
+    var values = places.cross_values(memory, window).unsafe_offset(head * n_keys * head_dim)
+    var at = window * n_group * n_state + head * head_dim
+    var unused = Scalar[DType.int32](0)
+    var nowhere = Pointer(to=unused)
+    var row = 0
+    while row < n_group:
+        var rows = min(GROUP, n_group - row)
+        comptime for r in range(1, GROUP + 1):
+            if rows == r:
+                attend[r, head_dim](
+                    y.unsafe_offset(at + row * n_state),
+                    q.unsafe_offset(at + row * n_state),
+                    keys,
+                    values,
+                    nowhere,
+                    n_state,
+                    head_dim,
+                    n_keys,
+                )
+        row += rows
+
+
 @extensibility.register("whisper_self_attention")
 struct SelfAttention[head_dim: Int]:
     """Write one token's keys and values into the cache at its position, and attend to all up to it.
@@ -133,24 +208,9 @@ struct SelfAttention[head_dim: Int]:
             return
 
         def work(task: Int) raises {imm}:
-            var b = task // n_head
-            var head = task % n_head * Self.head_dim
-            var window = b // n_group
-            var key_stride = places.n_rows(mp, window) * n_state
-            var keys = places.keys(mp, window).unsafe_offset(head)
-            var values = places.values(mp, window).unsafe_offset(head)
-            var last = Int(pp[unsafe_offset=b])
-            var holder = hp.unsafe_offset(b * n_text_ctx)
-            var source = xp.unsafe_offset(b * 3 * n_state + head)
-            var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
-            for i in range(0, Self.head_dim, WIDTH):
-                keys.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i))
-                values.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
-            attend[1, Self.head_dim, indirect=True](
-                yp.unsafe_offset(b * n_state + head), source, keys, values, holder, n_state, key_stride, last + 1
-            )
+            self_attention_part[Self.head_dim](yp, xp, mp, hp, pp, places, n_group, n_text_ctx, n_state, task)
 
-        sync_parallelize(work, batch * n_head)
+        share(work, batch * n_head)
 
 
 @extensibility.register("whisper_cross_attention")
@@ -181,33 +241,11 @@ struct CrossAttention[head_dim: Int]:
         var yp = y.unsafe_ptr()
         var qp = q.unsafe_ptr()
         var mp = memory.unsafe_ptr()
-        var unused = Scalar[DType.int32](0)
-        var nowhere = Pointer(to=unused)
 
         def work(task: Int) raises {imm}:
-            var window = task // n_head
-            var head = task % n_head
-            var keys = places.cross_keys(mp, window).unsafe_offset(head * n_keys * Self.head_dim)
-            var values = places.cross_values(mp, window).unsafe_offset(head * n_keys * Self.head_dim)
-            var at = window * n_group * n_state + head * Self.head_dim
-            var row = 0
-            while row < n_group:
-                var rows = min(GROUP, n_group - row)
-                comptime for r in range(1, GROUP + 1):
-                    if rows == r:
-                        attend[r, Self.head_dim](
-                            yp.unsafe_offset(at + row * n_state),
-                            qp.unsafe_offset(at + row * n_state),
-                            keys,
-                            values,
-                            nowhere,
-                            n_state,
-                            Self.head_dim,
-                            n_keys,
-                        )
-                row += rows
+            cross_attention_part[Self.head_dim](yp, qp, mp, places, n_group, n_keys, n_state, task)
 
-        sync_parallelize(work, n_audio * n_head)
+        share(work, n_audio * n_head)
 
 
 @extensibility.register("whisper_cross_attention_parts")

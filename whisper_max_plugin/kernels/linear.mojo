@@ -3,12 +3,12 @@
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, erf
 from std.sys import prefetch, size_of
 
 from .gpu_linear import linear_on_gpu
+from .sharing import share
 from .vectors import Floats, WIDTH, sum_each
 
 comptime MOST_ROWS = 5  # that read a weight together
@@ -45,7 +45,13 @@ def tile[
 
 
 @always_inline
-def linear[
+def outputs_of_task[type: DType](k: Int, bytes: Int = CHUNK_BYTES) -> Int:
+    """Return how many outputs of a linear layer are one task, so that it reads about `bytes`."""
+    return max(8, bytes // (k * size_of[type]()) // 8 * 8)
+
+
+@always_inline
+def linear_part[
     type: DType, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
@@ -57,8 +63,10 @@ def linear[
     m: Int,
     n: Int,
     k: Int,
-) raises:
-    """Compute y (m, n) = x (m, k) @ w (n, k).T [* scales (n)] [+ bias (n)] [then GELU] [+ residual (m, n)]."""
+    first: Int,
+    last: Int,
+):
+    """Compute the outputs from `first` to `last` of what `linear` computes."""
 
     @always_inline
     def finish[outputs: Int](row: Int, output: Int, products: SIMD[DType.float32, outputs]) {imm}:
@@ -80,27 +88,46 @@ def linear[
             finish[outputs](row + i, output, products[i])
 
     var rows_at_once = ceildiv(m, ceildiv(m, MOST_ROWS))  # 8 rows as 4 and 4, and not as 5 and 3
-    var per_task = max(8, CHUNK_BYTES // (k * size_of[type]()) // 8 * 8)
+    var row = 0
+    while row < m:  # the weights stay in a cache for further rows
+        var rows = min(rows_at_once, m - row)
+        comptime for r in range(1, MOST_ROWS + 1):
+            if rows == r:
+                comptime outputs = min(WIDTH, 8 if r == 1 else 4)
+                var output = first
+                while output + outputs <= last:
+                    block[r, outputs](row, output)
+                    output += outputs
+                while output < last:
+                    block[r, 1](row, output)
+                    output += 1
+        row += rows
+
+
+@always_inline
+def linear[
+    type: DType, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
+](
+    y: Pointer[mut=True, Scalar[DType.float32], ...],
+    x: Pointer[Scalar[DType.float32], ...],
+    w: Pointer[Scalar[type], ...],
+    scales: Pointer[Scalar[DType.float32], ...],
+    bias: Pointer[Scalar[DType.float32], ...],
+    residual: Pointer[Scalar[DType.float32], ...],
+    m: Int,
+    n: Int,
+    k: Int,
+) raises:
+    """Compute y (m, n) = x (m, k) @ w (n, k).T [* scales (n)] [+ bias (n)] [then GELU] [+ residual (m, n)]."""
+    var per_task = outputs_of_task[type](k)
 
     def work(task: Int) raises {imm}:
         var first = task * per_task
-        var last = min(n, first + per_task)
-        var row = 0
-        while row < m:  # the task's weights stay in a cache for further rows
-            var rows = min(rows_at_once, m - row)
-            comptime for r in range(1, MOST_ROWS + 1):
-                if rows == r:
-                    comptime outputs = min(WIDTH, 8 if r == 1 else 4)
-                    var output = first
-                    while output + outputs <= last:
-                        block[r, outputs](row, output)
-                        output += outputs
-                    while output < last:
-                        block[r, 1](row, output)
-                        output += 1
-            row += rows
+        linear_part[type, has_scales, has_bias, has_residual, gelu](
+            y, x, w, scales, bias, residual, m, n, k, first, min(n, first + per_task)
+        )
 
-    sync_parallelize(work, ceildiv(n, per_task))
+    share(work, ceildiv(n, per_task))
 
 
 @always_inline

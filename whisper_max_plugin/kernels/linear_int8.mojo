@@ -1,95 +1,11 @@
-"""Linear layers of few rows whose weights are int8, with one float32 scale for each row of them; for CPUs only."""
+"""The projection onto the vocabulary by weights of int8, with one float32 scale for each row of them; for CPUs only."""
 
 import extensibility
-from extensibility import InputTensor, OutputTensor
+from extensibility import InputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 
 from .linear import linear
-
-
-@extensibility.register("whisper_linear_int8")
-struct LinearInt8:
-    @staticmethod
-    def execute[
-        target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=DType.int8, rank=2, ...],
-        bias: InputTensor[dtype=DType.float32, rank=1, ...],
-        scales: InputTensor[dtype=DType.float32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        comptime assert target == "cpu", "int8 weights are read by CPUs only"
-        var b = bias.unsafe_ptr()
-        linear[DType.int8, True, True, False, False](
-            y.unsafe_ptr(),
-            x.unsafe_ptr(),
-            w.unsafe_ptr(),
-            scales.unsafe_ptr(),
-            b,
-            b,
-            x.dim_size(0),
-            w.dim_size(0),
-            w.dim_size(1),
-        )
-
-
-@extensibility.register("whisper_linear_gelu_int8")
-struct LinearGeluInt8:
-    @staticmethod
-    def execute[
-        target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=DType.int8, rank=2, ...],
-        bias: InputTensor[dtype=DType.float32, rank=1, ...],
-        scales: InputTensor[dtype=DType.float32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        comptime assert target == "cpu", "int8 weights are read by CPUs only"
-        var b = bias.unsafe_ptr()
-        linear[DType.int8, True, True, False, True](
-            y.unsafe_ptr(),
-            x.unsafe_ptr(),
-            w.unsafe_ptr(),
-            scales.unsafe_ptr(),
-            b,
-            b,
-            x.dim_size(0),
-            w.dim_size(0),
-            w.dim_size(1),
-        )
-
-
-@extensibility.register("whisper_linear_add_int8")
-struct LinearAddInt8:
-    @staticmethod
-    def execute[
-        target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=DType.int8, rank=2, ...],
-        bias: InputTensor[dtype=DType.float32, rank=1, ...],
-        residual: InputTensor[dtype=DType.float32, rank=2, ...],
-        scales: InputTensor[dtype=DType.float32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        comptime assert target == "cpu", "int8 weights are read by CPUs only"
-        linear[DType.int8, True, True, True, False](
-            y.unsafe_ptr(),
-            x.unsafe_ptr(),
-            w.unsafe_ptr(),
-            scales.unsafe_ptr(),
-            bias.unsafe_ptr(),
-            residual.unsafe_ptr(),
-            x.dim_size(0),
-            w.dim_size(0),
-            w.dim_size(1),
-        )
 
 
 @extensibility.register("whisper_project_int8")

@@ -3,12 +3,12 @@
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import exp, log
 from std.sys import simd_width_of
 
 from .gpu_search import search_on_gpu
+from .sharing import share
 
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Floats = SIMD[DType.float32, WIDTH]
@@ -77,10 +77,14 @@ def rank(
         best[unsafe_offset=place] = value
         ids[unsafe_offset=place] = Int64(i)
 
-    var vector_end = begin + max(end - begin, 0) // WIDTH * WIDTH
-    for i in range(begin, vector_end, WIDTH):
-        if row.unsafe_load[width=WIDTH](i).reduce_max() > best[unsafe_offset = k - 1]:
-            for j in range(i, i + WIDTH):
+    comptime together = 4 * WIDTH  # most are not worth a closer look
+    var vector_end = begin + max(end - begin, 0) // together * together
+    for i in range(begin, vector_end, together):
+        var found = Floats(MINUS_INFINITY)
+        comptime for j in range(0, together, WIDTH):
+            found = max(found, row.unsafe_load[width=WIDTH](i + j))
+        if found.reduce_max() > best[unsafe_offset = k - 1]:
+            for j in range(i, i + together):
                 consider(j)
     for i in range(vector_end, end):
         consider(i)
@@ -167,4 +171,4 @@ struct Search:
             for i in range(k):
                 best[unsafe_offset=i] = best[unsafe_offset=i] - top - log_total
 
-        sync_parallelize(work, logits.dim_size(0))
+        share(work, logits.dim_size(0))
