@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,18 @@ def session(device: Device = HOST) -> InferenceSession:
 
 @cache
 def _session(device: Device) -> InferenceSession:
+    _load_arrow()
     with _processors(torch_threads()):
         return InferenceSession(devices=[device.driver])
+
+
+def _load_arrow() -> None:
+    """Load pyarrow, where it is installed, before MAX loads a model, or it crashes when it computes.
+
+    MAX makes the symbols of its OpenTelemetry global then, and Arrow, loaded later, takes them for its own.
+    """
+    with contextlib.suppress(ImportError):
+        import pyarrow  # noqa: F401
 
 
 @contextmanager
