@@ -22,6 +22,7 @@ CHAPTERS = {
         "migration",
         "example",
         "many-files",
+        "ray",
         "streaming",
         "voice-activity",
         "precision",

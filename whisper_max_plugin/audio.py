@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 
@@ -50,10 +51,19 @@ def load_audio(file: str | os.PathLike[str], sr: int = SAMPLE_RATE) -> np.ndarra
         If the file cannot be opened or read, has no audio stream, or if hardly anything of it can be decoded.
     """
     path = os.fsdecode(file)
+    return _waveform("pipe:" if path == "-" else path, path, sr)
+
+
+def load_audio_bytes(data: bytes, name: str) -> np.ndarray:
+    """Do what `load_audio` does with the bytes of an audio file, which errors call `name`."""
+    return _waveform(io.BytesIO(data), name, SAMPLE_RATE)
+
+
+def _waveform(source: str | io.BytesIO, path: str, sr: int) -> np.ndarray:
     try:
-        pcm = _decode(path, sr)
+        pcm = _decode(source, path, sr)
     except FFmpegError as error:
-        raise _failure(path, _reason(path, error)) from error
+        raise _failure(path, _reason(source, error)) from error
     waveform = np.frombuffer(pcm, np.int16).astype(np.float32)
     waveform /= 32768.0
     return waveform
@@ -113,10 +123,10 @@ class _MonoPcm:
             self.samples += frame.to_ndarray().tobytes()
 
 
-def _decode(path: str, sr: int) -> bytearray:
+def _decode(source: str | io.BytesIO, path: str, sr: int) -> bytearray:
     """Mono int16 samples of the best audio stream, as the command writes them to its standard output."""
     with av.open(
-        "pipe:" if path == "-" else path,
+        source,
         mode="r",
         container_options={"scan_all_pmts": "1"},  # as the command sets it
         metadata_errors="replace",  # tags in some old encoding must not fail the file
@@ -200,9 +210,15 @@ def _failure(path: str, reason: str) -> RuntimeError:
     return RuntimeError(f"Failed to load audio: {path}: {reason}")
 
 
-def _reason(path: str, error: FFmpegError) -> str:
+def _reason(source: str | io.BytesIO, error: FFmpegError) -> str:
     if isinstance(error, (av.InvalidDataError, av.EOFError)):
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
+        if _is_empty(source):
             return "the file is empty"
         return f"it is not an audio file that can be decoded ({error.strerror})"
     return error.strerror or str(error)
+
+
+def _is_empty(source: str | io.BytesIO) -> bool:
+    if isinstance(source, io.BytesIO):
+        return not source.getbuffer()
+    return os.path.isfile(source) and os.path.getsize(source) == 0

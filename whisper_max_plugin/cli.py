@@ -17,6 +17,7 @@ from whisper_max_plugin import precision as precisions
 from whisper_max_plugin.bench import command as bench
 from whisper_max_plugin.errors import WhisperMaxError
 from whisper_max_plugin.live import command as live_command
+from whisper_max_plugin.ray import command as ray_command
 
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor.checks import Check
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        the exit code: 0 when all went well, 1 when ``doctor`` found a problem, 2 after a printed error
+        the exit code: 0 when all went well, 1 when ``doctor`` found a problem or a recording of ``ray`` failed, 2
+        after a printed error
 
     Raises
     ------
@@ -77,6 +79,8 @@ def _run(arguments: list[str]) -> int:
         return bench.run(options, arguments)
     if options.command == "live":
         return live_command.run(options)
+    if options.command == "ray":
+        return ray_command.run(options)
     if options.command == "convert":
         return convert(options.folder, options.path)
     if options.device is not None and options.target is not None:
@@ -125,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", metavar="DST.pt", help="the file to write, which must not be there yet")
 
     live_command.add_parser(commands)
+    ray_command.add_parser(commands)
     bench.add_parser(commands)
     return parser
 

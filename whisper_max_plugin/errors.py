@@ -61,3 +61,11 @@ class PackageError(WhisperMaxError, ImportError):
 
 class VoiceActivityError(WhisperMaxError, ValueError):
     """Speech cannot be looked for in this audio, or not together with what else was asked for."""
+
+
+class OutputError(WhisperMaxError, RuntimeError):
+    """Results cannot be written where they were asked for, or not added to what is there."""
+
+
+class WorkerError(WhisperMaxError, RuntimeError):
+    """What ended the work of a process that transcribes, and is no recording's fault."""
