@@ -17,7 +17,7 @@ from max.engine import Model
 
 from whisper_max_plugin import loading, startup
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
-from whisper_max_plugin.doctor import parity, parity_checks
+from whisper_max_plugin.doctor import comparison, parity_checks
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirror
@@ -175,7 +175,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_device_is_compared_with_torch_once(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loading.accelerate_checked(upstreams_nano(), ELSEWHERE)
     assert unchecked.exists()
-    monkeypatch.setattr(parity, "compare", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("compared again"))
     assert isinstance(loading.accelerate_checked(upstreams_nano(), ELSEWHERE), MaxWhisper)
 
 
@@ -186,7 +186,7 @@ def test_a_cache_that_cannot_be_written_only_costs_the_comparison(unchecked: Pat
 
 
 def test_a_load_imports_nothing_that_only_the_comparison_needs() -> None:
-    needless = {"av", "whisper_max_plugin.doctor.parity"}
+    needless = {"av", "whisper_max_plugin.doctor.comparison"}
     code = f"import sys, whisper_max_plugin.loading; print(sorted({needless} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout == "[]\n"

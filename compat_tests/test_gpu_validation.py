@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "gpu"
 BREAKS_PARITY = """
 from whisper_max_plugin.startup import when_imported
 
-when_imported("whisper_max_plugin.doctor.parity", lambda parity: setattr(parity, "LIMIT", 0.0))
+when_imported("whisper_max_plugin.doctor.comparison", lambda comparison: setattr(comparison, "LIMIT", 0.0))
 """
 
 

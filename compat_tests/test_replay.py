@@ -16,7 +16,7 @@ from whisper.decoding import ApplyTimestampRules, DecodingOptions, GreedyDecoder
 from whisper.tokenizer import get_tokenizer
 
 import whisper_max_plugin
-from whisper_max_plugin.doctor import parity, parity_checks
+from whisper_max_plugin.doctor import comparison, parity_checks
 from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
@@ -207,12 +207,13 @@ def test_steps_from_a_strange_one_on_do_not_count_and_the_host_takes_over(elsewh
 
 def test_the_comparison_with_torch_looks_at_steps_ahead(elsewhere: MaxWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     window = parity_checks.prepare(elsewhere, parity_checks.synthetic_audio())
-    upstreams = parity.compute_upstreams(upstreams_nano(), window)
-    assert [row.name for row in parity.compare(elsewhere, window, upstreams) if row.ok][-2:] == ["alignment", "ahead"]
+    upstreams = comparison.compute_upstreams(upstreams_nano(), window)
+    rows = comparison.compare(elsewhere, window, upstreams)
+    assert [row.name for row in rows if row.ok][-2:] == ["alignment", "ahead"]
 
     step = Engine.step
     monkeypatch.setattr(Engine, "step", lambda self, inputs, n_steps=1: step(self, inputs))  # as if nothing followed
-    row = parity.compare(elsewhere, window, upstreams)[-1]
+    row = comparison.compare(elsewhere, window, upstreams)[-1]
     assert (row.name, row.ok, row.note) == ("ahead", False, "steps one by one chose others")
 
 

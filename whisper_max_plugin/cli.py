@@ -21,7 +21,8 @@ from whisper_max_plugin.ray import command as ray_command
 
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor.checks import Check
-    from whisper_max_plugin.doctor.parity import Parity, Row
+    from whisper_max_plugin.doctor.comparison import Row
+    from whisper_max_plugin.doctor.parity import Parity
     from whisper_max_plugin.loading import WarmupResult
 
 EXIT_OK = 0

@@ -103,13 +103,13 @@ def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
     record = artifacts.path_of(model.dims, artifact_precision(stored), device.kind).with_suffix(".checked")
     if record.exists():
         return accelerate(model, device)
-    from .doctor import parity, parity_checks  # which bring PyAV along, and no other load needs
+    from .doctor import comparison, parity_checks
 
     logger.warning("comparing what %s computes with torch, once for this size of model", device.name)
     window = parity_checks.prepare(model, parity_checks.synthetic_audio())
-    upstreams = parity.compute_upstreams(model, window)
+    upstreams = comparison.compute_upstreams(model, window)
     accelerated = accelerate(model, device)
-    wrong = [row for row in parity.compare(accelerated, window, upstreams) if not row.ok]
+    wrong = [row for row in comparison.compare(accelerated, window, upstreams) if not row.ok]
     if wrong:
         reasons = "; ".join(f"{row.name} {row.note or f'is off by {row.error:.0e} of the largest'}" for row in wrong)
         raise DeviceError(
