@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from whisper_max_plugin.errors import OptionError, OutputError, PackageError, Un
 from whisper_max_plugin.ray import Failure, Summary, Transcriber, transcribe_dataset
 
 from .conftest import Pair
-from .data import NANO, SAMPLE
+from .data import NANO, SAMPLE, reference_text
 from .errors import assert_one_sentence
 from .ray_fixtures import (
     HELD,
@@ -32,6 +33,7 @@ from .ray_fixtures import (
     table,
     transcribing,
 )
+from .snippets import lay_out, snippets
 
 __all__ = ["cluster"]  # a fixture, found by its name
 
@@ -160,6 +162,27 @@ def test_what_is_no_recordings_fault_ends_the_run_with_one_sentence(cluster: str
     with pytest.raises(OptionError) as raised:
         transcribe_dataset([str(SAMPLE)], tmp_path / "texts.jsonl", model=str(NANO), device="cuda")
     assert_one_sentence(raised.value, "cuda")
+
+
+def test_what_the_page_tells_people_to_write(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path)
+    (tmp_path / "talks").mkdir()
+    shutil.copyfile(SAMPLE, tmp_path / "talks" / "talk.flac")
+    monkeypatch.chdir(tmp_path)
+    of_paths, of_bytes, of_their_own = (
+        replace(snippet, code=snippet.code.replace("/shared/", f"{tmp_path}/"))
+        for snippet in snippets("ray.md")
+        if snippet.language == "python"
+    )
+    namespace: dict[str, Any] = {}
+    of_paths.run(namespace)
+    assert capsys.readouterr().out == "2 []\n"
+    of_bytes.run(namespace)
+    assert [row["text"].strip() for row in table(tmp_path / "texts")] == [reference_text(SAMPLE)]
+    of_their_own.run(namespace)
+    assert reference_text(SAMPLE) in capsys.readouterr().out
 
 
 # Where Ray has nothing to do

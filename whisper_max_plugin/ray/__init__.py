@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_max_plugin.errors import OptionError, PackageError, WorkerError
 
 from .output import failures_of, open_output
-from .worker import Ledger, Transcriber
+from .worker import Ledger, Transcriber, last_line
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -276,7 +276,7 @@ def _run(
         for block in transcribed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield block.to_pylist()
     except ray.exceptions.RayError as error:
-        failure = " ".join(str(error).split())
+        failure = last_line(error)  # above which is where in Ray it was raised
     finally:
         del transcribed
     # Not from within, since who keeps the error would keep Ray's, and by it the actors, with all that they hold.

@@ -40,7 +40,7 @@ class Recording:
         try:
             return whisper.audio.load_audio(self.path) if self.data is None else load_audio_bytes(self.data, self.path)
         except (RuntimeError, OSError) as error:
-            reason = _last_line(error).removeprefix("Failed to load audio: ").removeprefix(f"{self.path}: ")
+            reason = last_line(error).removeprefix("Failed to load audio: ").removeprefix(f"{self.path}: ")
             raise UnreadableError(reason) from error
 
 
@@ -188,7 +188,7 @@ class Transcriber:
         except WhisperMaxError:
             raise
         except (TypeError, ValueError, AssertionError) as error:
-            raise OptionError(f"whisper.transcribe refuses the options: {_last_line(error)}") from error
+            raise OptionError(f"whisper.transcribe refuses the options: {last_line(error)}") from error
         except RuntimeError as error:
             raise _worker_error(error) from error
 
@@ -223,7 +223,7 @@ class Transcriber:
                     raise _worker_error(done.error) from done.error
                 else:
                     self._try(model)  # the recording's fault, unless silence meets it as well
-                    yield {"path": path, "error": f"{type(done.error).__name__}: {_last_line(done.error)}"}
+                    yield {"path": path, "error": f"{type(done.error).__name__}: {last_line(done.error)}"}
                 self._tell("finish", path)
 
     def _transcribe_one(self, model: Whisper, recording: Recording, **options: Any) -> dict[str, Any]:
@@ -285,11 +285,11 @@ def _recordings(batch: Mapping[str, Any]) -> list[Recording]:
 
 def _worker_error(error: BaseException) -> WorkerError:
     memory = ": give a smaller batch_size" if "emory" in f"{type(error).__name__} {error}" else ""
-    reason = f"{type(error).__name__}: {_last_line(error)}"
+    reason = f"{type(error).__name__}: {last_line(error)}"
     return WorkerError(f"transcribing failed on {platform.node()} ({reason}){memory}")
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """Return the message, of which ffmpeg's ends with the reason, behind all that it says about itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
