@@ -86,11 +86,12 @@ class KernelLayers(Layers):
         offset: TensorValue,
         mask: TensorValue,
     ) -> TensorValue:
-        n_state = int(x.shape[2])
-        stored = name.replace("decoder.", "stored.", 1)  # query, key and value in one
+        return kernels.causal_attention(self._qkv(x, name), keys, values, int(x.shape[2]) // n_head)
+
+    def _qkv(self, x: TensorValue, name: str) -> TensorValue:
+        n_state, stored = int(x.shape[2]), name.replace("decoder.", "stored.", 1)  # the three in one
         bias = self.weights(f"{stored}.qkv.bias", 3 * n_state)
-        qkv = kernels.matmul_bias(x, self._stored(f"{stored}.qkv.weight", 3 * n_state, n_state), bias)
-        return kernels.causal_attention(qkv, keys, values, n_state // n_head)
+        return kernels.matmul_bias(x, self._stored(f"{stored}.qkv.weight", 3 * n_state, n_state), bias)
 
     def scores(self, q: TensorValue, keys: TensorValue) -> TensorValue:
         if not q.device.is_gpu():
@@ -114,20 +115,9 @@ class OwnWeightLayers(KernelLayers):
     def _matrix(self, name: str, n_in: int, n_out: int) -> TensorValue:
         return self.weights(f"{name}.weight", n_out, n_in)
 
-    def causal_attention(
-        self,
-        x: TensorValue,
-        name: str,
-        n_head: int,
-        keys: BufferValue,
-        values: BufferValue,
-        offset: TensorValue,
-        mask: TensorValue,
-    ) -> TensorValue:
-        n_state = int(x.shape[2])
-        parts = ("query", "key", "value")
-        qkv = ops.concat([self.linear(x, f"{name}.{p}", n_state, n_state, bias=p != "key") for p in parts], axis=2)
-        return kernels.causal_attention(qkv, keys, values, n_state // n_head)
+    def _qkv(self, x: TensorValue, name: str) -> TensorValue:
+        n_state, parts = int(x.shape[2]), ("query", "key", "value")
+        return ops.concat([self.linear(x, f"{name}.{p}", n_state, n_state, bias=p != "key") for p in parts], axis=2)
 
     def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
         return self.weights("decoder.token_embedding.weight", n_vocab, n_state)

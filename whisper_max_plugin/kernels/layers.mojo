@@ -63,10 +63,20 @@ struct Product[type: DType](TrivialRegisterPassable):
     var k: Int
 
     @always_inline
+    def run_normalized[
+        gelu: Bool = False
+    ](self, norm: Norm, phases: Phases, phase: Int, y: Results, x: Results, m: Int, own: Results):
+        """Do what `run` does for the layer norm of x; each core makes its `own` (m, k), which is less than to wait."""
+        # A core without a thread of its own comes when all is done.
+        if not phases.is_over(phase, ceildiv(self.n, self._outputs_of_task())):
+            norm.run(own, x, m, self.k)
+        self.run[gelu](phases, phase, y, own, m)
+
+    @always_inline
     def run[gelu: Bool = False, add: Bool = False](self, phases: Phases, phase: Int, y: Results, x: Results, m: Int):
         """Write the outputs for x (m, k) to y (m, n), or `add` them to it."""
         comptime has_scales = Self.type == DType.int8
-        var per_task = outputs_of_task[Self.type](self.k, TASK_BYTES)
+        var per_task = self._outputs_of_task()
         var residual = Numbers[](unsafe_from_address=Int(y))
 
         @always_inline
@@ -78,6 +88,10 @@ struct Product[type: DType](TrivialRegisterPassable):
             )
 
         phases.run(phase, work, ceildiv(self.n, per_task))
+
+    @always_inline
+    def _outputs_of_task(self) -> Int:
+        return outputs_of_task[Self.type](self.k, TASK_BYTES)
 
 
 @fieldwise_init
@@ -169,7 +183,7 @@ struct DecoderLayers[type: DType, head_dim: Int]:
         for i in range(0, m * n_state, WIDTH):
             result.unsafe_store(i, source.unsafe_load[width=WIDTH](i))
 
-        # What all cores share, and behind it what each normalizes for itself, which is less work than to wait for it.
+        # What all cores share, and behind it what each normalizes for itself.
         var shared = 8 * m * n_state
         var scratch = List[Float](unsafe_uninit_length=shared + num_physical_cores() * m * n_state)
         var products = Results(unsafe_from_address=Int(scratch.unsafe_ptr()))
@@ -177,7 +191,7 @@ struct DecoderLayers[type: DType, head_dim: Int]:
         var hidden = attended.unsafe_offset(m * n_state)
 
         def take_part(core: Int, phases: Phases) raises {imm}:
-            var normal = products.unsafe_offset(shared + core * m * n_state)
+            var own = products.unsafe_offset(shared + core * m * n_state)
             for index in range(n_layer):
                 var places = Places(width, index)
                 var layer = Layer[Self.type].at(rows.unsafe_offset(index * row_of_layer), n_state)
@@ -193,18 +207,17 @@ struct DecoderLayers[type: DType, head_dim: Int]:
                 def attend_to_audio(task: Int) {imm}:
                     cross_attention_part[Self.head_dim](attended, products, mp, places, n_group, n_keys, n_state, task)
 
-                layer.attn_ln.run(normal, result, m, n_state)
-                layer.attn_qkv.run(phases, phase, products, normal, m)
+                layer.attn_qkv.run_normalized(layer.attn_ln, phases, phase, products, result, m, own)
                 phases.run(phase + 1, attend_to_text, m * n_head)
                 layer.attn_out.run[add=True](phases, phase + 2, result, attended, m)
 
-                layer.cross_attn_ln.run(normal, result, m, n_state)
-                layer.cross_attn_query.run(phases, phase + 3, products, normal, m)
+                layer.cross_attn_query.run_normalized(
+                    layer.cross_attn_ln, phases, phase + 3, products, result, m, own
+                )
                 phases.run(phase + 4, attend_to_audio, n_audio * n_head)
                 layer.cross_attn_out.run[add=True](phases, phase + 5, result, attended, m)
 
-                layer.mlp_ln.run(normal, result, m, n_state)
-                layer.mlp_0.run[gelu=True](phases, phase + 6, hidden, normal, m)
+                layer.mlp_0.run_normalized[gelu=True](layer.mlp_ln, phases, phase + 6, hidden, result, m, own)
                 layer.mlp_2.run[add=True](phases, phase + 7, result, hidden, m)
 
         in_phases(take_part, PHASES * n_layer)

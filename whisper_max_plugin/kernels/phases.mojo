@@ -21,6 +21,11 @@ struct Phases(TrivialRegisterPassable):
     var _counters: Counters  # of each phase, how many tasks were taken and how many are done
 
     @always_inline
+    def is_over(self, phase: Int, n_tasks: Int) -> Bool:
+        """Tell whether there is nothing left to take in a phase."""
+        return Atomic[Int64].load(self._counters.unsafe_offset(2 * phase * LINE)) >= Int64(n_tasks)
+
+    @always_inline
     def run[FuncType: def(Int) -> None](self, phase: Int, work: FuncType, n_tasks: Int):
         """Take part in a phase, and return when all of its tasks are done; phases come in order, none twice.
 
