@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import whisper
+import whisper.timing
 
 import whisper_max_plugin
 from whisper_max_plugin import transcribe_many
@@ -17,6 +19,7 @@ from whisper_max_plugin.errors import OptionError
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.inference.model import MaxWhisper
 
+from .activation_fixtures import switched_off
 from .compare import assert_same_result, skip_unless_upstream_knows
 from .conftest import Pair
 from .data import SAMPLE, SAMPLE_DE, SAMPLE_ES
@@ -24,7 +27,7 @@ from .device_fixtures import elsewhere
 from .errors import assert_one_sentence
 from .many_fixtures import recordings
 
-__all__ = ["elsewhere", "recordings"]  # fixtures, found by name
+__all__ = ["elsewhere", "recordings", "switched_off"]  # fixtures, found by name
 
 OPTIONS: dict[str, Any] = {"language": "en", "fp16": False, "temperature": 0.0}
 
@@ -107,6 +110,30 @@ def test_a_window_is_encoded_once(nano: Pair, recordings: list[np.ndarray]) -> N
         after = whisper_max_plugin.status()["graph_runs"]
         counts.append([after[name] - before.get(name, 0) for name in ("encoder", "cross_kv", "prefill")])
     assert counts[0] == counts[1]
+
+
+def test_words_are_found_for_one_at_a_time(
+    nano: Pair, recordings: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, switched_off: None
+) -> None:
+    """Upstream's function hooks the model that all threads share, whether the plugin is installed or not."""
+    original, inside, most = whisper.timing.find_alignment, 0, 0
+
+    def find_alignment(*arguments: Any, **options: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        try:
+            return original(*arguments, **options)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(whisper.timing, "find_alignment", find_alignment)
+    options = {**OPTIONS, "word_timestamps": True}
+    results = together(nano.max, recordings, 3, **options)
+    assert most == 1
+    assert whisper.timing.find_alignment is find_alignment
+    assert results[0] == whisper.transcribe(nano.max, recordings[0], **options)
 
 
 def test_on_a_device_with_memory_of_its_own(nano: Pair, elsewhere: MaxWhisper, recordings: list[np.ndarray]) -> None:

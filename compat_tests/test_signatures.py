@@ -104,7 +104,7 @@ def test_loading_and_running_a_model_replaces_nothing_of_whisper(nano: Pair, swi
 
 def subclasses() -> Iterator[type]:
     """Return every class of the plugin that is derived from one of whisper's."""
-    for info in pkgutil.iter_modules(whisper_max_plugin.__path__, "whisper_max_plugin."):
+    for info in pkgutil.walk_packages(whisper_max_plugin.__path__, "whisper_max_plugin."):
         if info.name in ("whisper_max_plugin.__main__", "whisper_max_plugin.auto"):
             continue  # to import these is to run them
         for value in vars(importlib.import_module(info.name)).values():

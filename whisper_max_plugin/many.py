@@ -16,6 +16,7 @@ from .errors import OptionError
 from .execution.session import refuse_after_fork
 from .inference.lockstep import Cancelled, Lockstep
 from .inference.model import MaxWhisper
+from .upstream import alignments_in_turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,22 +92,23 @@ class _Work:
         """Yield the recordings as they are finished."""
         threads = [threading.Thread(target=self._work, name=f"transcribe_many {i}") for i in range(n_threads)]
         n_running = len(threads)
-        try:
-            for thread in threads:
-                thread.start()
-            while n_running > 0:
-                finished = self._finished.get()
-                if isinstance(finished, Transcription):
-                    yield finished
-                elif finished is None:
-                    n_running -= 1
-                else:
-                    raise finished
-        finally:
-            self._lockstep.cancel()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+        with alignments_in_turn():
+            try:
+                for thread in threads:
+                    thread.start()
+                while n_running > 0:
+                    finished = self._finished.get()
+                    if isinstance(finished, Transcription):
+                        yield finished
+                    elif finished is None:
+                        n_running -= 1
+                    else:
+                        raise finished
+            finally:
+                self._lockstep.cancel()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
 
     def _work(self) -> None:
         try:

@@ -100,9 +100,14 @@ def deactivate() -> None:
     startup.forget("whisper", _patch_whisper)
     _restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
-        current = getattr(sys.modules.get(module_name), attribute, None)
-        if current in _originals:
-            setattr(sys.modules[module_name], attribute, _originals[current])
+        if attribute != "find_alignment" or _n_sharing == 0:
+            _restore(module_name, attribute)
+
+
+def _restore(module_name: str, attribute: str) -> None:
+    current = getattr(sys.modules.get(module_name), attribute, None)
+    if current in _originals:
+        setattr(sys.modules[module_name], attribute, _originals[current])
 
 
 def is_active() -> bool:
@@ -248,6 +253,26 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(model, *arguments, **options)
 
     return find_alignment
+
+
+_sharing = threading.Lock()
+_n_sharing = 0
+
+
+@contextmanager
+def alignments_in_turn() -> Iterator[None]:
+    """In the block, let threads wait for each other's `find_alignment`, whether the plugin is installed or not."""
+    global _n_sharing
+    with _sharing:
+        _replace(importlib.import_module("whisper.timing"), "find_alignment", _make_find_alignment)
+        _n_sharing += 1
+    try:
+        yield
+    finally:
+        with _sharing:
+            _n_sharing -= 1
+            if _n_sharing == 0 and not _activation.active:
+                _restore("whisper.timing", "find_alignment")
 
 
 _window_cuts = threading.Lock()

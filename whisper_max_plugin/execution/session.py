@@ -58,8 +58,13 @@ def _processors(n: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for thread in {"0"} | (set(os.listdir("/proc/self/task")) - before):  # 0 is the calling one
-            os.sched_setaffinity(int(thread), all_processors)
+        os.sched_setaffinity(0, all_processors)
+        # A new thread may have begun another one, which believes what it believed then.
+        while new := set(os.listdir("/proc/self/task")) - before:
+            before |= new
+            for thread in new:
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.sched_setaffinity(int(thread), all_processors)
 
 
 _forked_while_running = False
