@@ -107,6 +107,8 @@ def subclasses() -> Iterator[type]:
     for info in pkgutil.walk_packages(whisper_max_plugin.__path__, "whisper_max_plugin."):
         if info.name in ("whisper_max_plugin.__main__", "whisper_max_plugin.auto"):
             continue  # to import these is to run them
+        if info.name.startswith("whisper_max_plugin.bench."):
+            continue  # derives nothing, and some of it needs the extra `bench`
         for value in vars(importlib.import_module(info.name)).values():
             if inspect.isclass(value) and value.__module__ == info.name and upstreams_base(value) is not None:
                 yield value
