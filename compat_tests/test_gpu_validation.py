@@ -64,6 +64,7 @@ def test_correctness_alone(tmp_path: Path) -> None:
     assert all(row["equal_tokens"] == row["tokens"] > 50 for row in transcripts)
 
 
+@pytest.mark.large
 def test_what_fails_is_reported_and_the_rest_still_runs(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BREAKS_PARITY)
     options = ["--sizes", "nano", "--bench-sizes", "nano", "--recordings", "nano:5"]

@@ -16,7 +16,9 @@ from whisper_max_plugin.graphs import KERNELS, kernels
 from .compare import assert_close
 from .test_kernels import run
 
-STORED = ["float16", "bfloat16", "float32"]
+MATMULS = ["matmul", "matmul_bias", "matmul_bias_gelu", "matmul_bias_add"]
+# bfloat16 is widened by the same code in all of them, and each takes seconds to compile
+STORED = {"float16": MATMULS, "bfloat16": ["matmul_bias"], "float32": MATMULS}
 HEAD_DIMS = [16, 64]
 N_HEAD = 3
 LENGTHS = [2, 30, 96, 98, 194]  # that are convolved
@@ -43,12 +45,9 @@ def graphs() -> dict[str, Model]:
 def _add_matmuls(module: Module, stored: str) -> None:
     x, y, bias = float32("batch", "length", "k"), float32("batch", "length", "n"), float32("n")
     weight = TensorType(DType[stored], ["n", "k"], CPU)
-    for name, types in {
-        "matmul": [x, weight],
-        "matmul_bias": [x, weight, bias],
-        "matmul_bias_gelu": [x, weight, bias],
-        "matmul_bias_add": [x, weight, bias, y],
-    }.items():
+    further = {"matmul": [], "matmul_bias": [bias], "matmul_bias_gelu": [bias], "matmul_bias_add": [bias, y]}
+    for name in STORED[stored]:
+        types = [x, weight, *further[name]]
         with Graph(f"{name} {stored}", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
             graph.output(getattr(kernels, name)(*(value.tensor for value in graph.inputs)))
 
@@ -98,10 +97,15 @@ def test_linear_layers(graphs: dict[str, Model], stored: str, n: int, k: int, ba
     x, weight = torch.randn(batch, length, k), torch.randn(n, k).to(getattr(torch, stored))
     bias, residual = torch.randn(n), torch.randn(batch, length, n)
     product = (x.double() @ weight.double().T).float()
-    assert_close(run(graphs[f"matmul {stored}"], x, weight), product)
-    assert_close(run(graphs[f"matmul_bias {stored}"], x, weight, bias), product + bias)
-    assert_close(run(graphs[f"matmul_bias_gelu {stored}"], x, weight, bias), F.gelu(product + bias))
-    assert_close(run(graphs[f"matmul_bias_add {stored}"], x, weight, bias, residual), product + bias + residual)
+    expected = {
+        "matmul": ([], product),
+        "matmul_bias": ([bias], product + bias),
+        "matmul_bias_gelu": ([bias], F.gelu(product + bias)),
+        "matmul_bias_add": ([bias, residual], product + bias + residual),
+    }
+    for name in STORED[stored]:
+        further, result = expected[name]
+        assert_close(run(graphs[f"{name} {stored}"], x, weight, *further), result)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

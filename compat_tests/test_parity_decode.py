@@ -213,14 +213,14 @@ def test_features_in_place_of_a_mel(nano: Pair) -> None:
 
 
 @pytest.mark.parametrize("name", RANDOM_WEIGHTS_OPTIONS)
-@pytest.mark.parametrize("size", ["tiny", "base"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.large)])
 def test_random_weights(size: str, name: str, request: pytest.FixtureRequest) -> None:
     pair = request.getfixturevalue(size)
     chosen = options(**{"sample_len": N_SAMPLED, **RANDOM_WEIGHTS_OPTIONS[name]})
     assert_same_decoding_steps(pair, random_mel(pair.torch.dims), chosen)
 
 
-@pytest.mark.parametrize("size", ["tiny", "base"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.large)])
 def test_random_weights_in_a_batch_of_three(size: str, request: pytest.FixtureRequest) -> None:
     pair = request.getfixturevalue(size)
     assert_same_decoding_steps(pair, random_mel(pair.torch.dims, 3), options(sample_len=N_SAMPLED))

@@ -29,7 +29,7 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["nano", "tiny", "base"])
+@pytest.fixture(params=["nano", "tiny", pytest.param("base", marks=pytest.mark.large)])
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each of the models to compare."""
     pair: Pair = request.getfixturevalue(request.param)
