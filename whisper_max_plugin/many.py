@@ -6,6 +6,7 @@ import inspect
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -92,23 +93,28 @@ class _Work:
         """Yield the recordings as they are finished."""
         threads = [threading.Thread(target=self._work, name=f"transcribe_many {i}") for i in range(n_threads)]
         n_running = len(threads)
-        with alignments_in_turn():
-            try:
-                for thread in threads:
-                    thread.start()
-                while n_running > 0:
-                    finished = self._finished.get()
-                    if isinstance(finished, Transcription):
-                        yield finished
-                    elif finished is None:
-                        n_running -= 1
-                    else:
-                        raise finished
-            finally:
-                self._lockstep.cancel()
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join()
+        with alignments_in_turn(), self._ended(threads):
+            for thread in threads:
+                thread.start()
+            while n_running > 0:
+                finished = self._finished.get()
+                if isinstance(finished, Transcription):
+                    yield finished
+                elif finished is None:
+                    n_running -= 1
+                else:
+                    raise finished
+
+    @contextmanager
+    def _ended(self, threads: list[threading.Thread]) -> Iterator[None]:
+        """Leave no thread behind: those that still work end at their next step."""
+        try:
+            yield
+        finally:
+            self._lockstep.cancel()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
 
     def _work(self) -> None:
         try:
