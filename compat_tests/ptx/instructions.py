@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from .async_copies import COPY, commit_group, copy_size, start_copy, wait_all, wait_group
+from .errors import KernelError
 from .machine import Act, Machine, Step
-from .memory import GENERIC, KernelError
+from .memory import GENERIC
 from .operands import Operands
 from .operations import operation
+from .tensor_cores import tensor_core
 from .text import Instruction, Text, split
 from .values import Array, bits_of, decode, encode, storage
 
@@ -30,6 +33,7 @@ _GENERIC = re.compile(r"cvta(?P<to>\.to)?\.(?P<space>global|shared|local|const|p
 _SHUFFLE = re.compile(r"shfl\.sync\.(?P<mode>up|down|bfly|idx)\.b32")
 _VOTE = re.compile(r"vote\.sync\.(?P<mode>all|any|uni|ballot)\.(?P<t>pred|b32)")
 _REDUCE = re.compile(r"redux\.sync\.(?P<op>add|min|max|and|or|xor)\.(?P<t>[bus]32)")
+_GROUPS = {"cp.async.commit_group": commit_group, "cp.async.wait_all": wait_all}
 _NOTHING = re.compile(r"(?:membar|fence)\.[\w.]+|griddepcontrol\.\w+")  # one launch at a time, in order
 
 
@@ -76,6 +80,8 @@ class Compiler:
             control, extra, run = "warp", (self._operands.value(operands[2], "b32"),), self._vote(match, operands)
         elif match := _REDUCE.fullmatch(name):
             control, extra, run = "warp", (self._operands.value(operands[2], "b32"),), self._reduce(match, operands)
+        elif run := tensor_core(name, operands, self._operands):
+            control, extra = "warp", (self._operands.value("-1", "b32"),)
         else:
             run = self._plain(name, operands)
         return Step(given.line, given.guard, given.negated, control, run, extra)
@@ -94,6 +100,14 @@ class Compiler:
             return self._store(match, *operands)
         if match := _ATOMIC.fullmatch(name):
             return self._atomic(match, operands)
+        if match := COPY.fullmatch(name):
+            size = copy_size(match, operands)
+            self.granule = min(self.granule, size)
+            return start_copy(size, operands, self._operands)
+        if name == "cp.async.wait_group":
+            return wait_group(operands)
+        if name in _GROUPS:
+            return _GROUPS[name]
         if match := _GENERIC.fullmatch(name):
             base = np.uint64(GENERIC.get(match["space"], 0))
             value, write = self._operands.value(operands[1], "b64"), self._operands.target(operands[0], "b64")

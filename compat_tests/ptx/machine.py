@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .memory import AccessError, KernelError, Memory, Threads
+from .errors import AccessError, KernelError
+from .memory import Memory
+from .races import Threads
 from .values import storage
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +66,7 @@ class Machine:
         self._full: set[str] = set()  # registers that every thread has written
         self._special: dict[str, Array] = {}
         self._leaves = np.zeros(0, bool)  # which instructions end a thread
-        self._line = 0
+        self.line = 0  # of the instruction that runs
 
     # For instructions
 
@@ -122,7 +124,7 @@ class Machine:
     def error(self, kind: type[KernelError], message: str, number: int) -> KernelError:
         """Return an error that names the line and a thread."""
         axes = [tuple(int(self.special(f"%{name}.{axis}")[number]) for axis in "xyz") for name in ("ctaid", "tid")]
-        return kind(f"PTX line {self._line}, block {axes[0]}, thread {axes[1]}: {message}")
+        return kind(f"PTX line {self.line}, block {axes[0]}, thread {axes[1]}: {message}")
 
     def ballot(self, numbers: Array) -> Array:
         """Return, for every thread, the lanes of its warp that are among some threads."""
@@ -141,6 +143,12 @@ class Machine:
         everyone[numbers] = values
         return everyone[numbers // 32 * 32 + lanes]
 
+    def check_whole_warps(self, act: Act) -> None:
+        """Raise if lanes of the threads' warps are missing."""
+        numbers = self.numbers[act]
+        if (bad := self.ballot(numbers)[numbers] != 0xFFFFFFFF).any():
+            raise self.error(KernelError, "not all lanes of the warp take part", int(numbers[bad.argmax()]))
+
     # Control
 
     def run(self, steps: list[Step], limit: int) -> None:
@@ -153,6 +161,7 @@ class Machine:
             running = self._state == _RUNS
             if not running.any():
                 if (self._state == _EXITED).all():
+                    self._check_copies()
                     return
                 self._release(steps)
                 continue
@@ -161,7 +170,7 @@ class Machine:
             act: Act = slice(None) if len(here) == len(running) else here
             while True:
                 step = steps[at]
-                self._line, done = step.line, done + 1
+                self.line, done = step.line, done + 1
                 if done > limit:
                     raise self.error(KernelError, f"no end after {limit} instructions", int(here[0]))
                 meant = self._meant(step, act)
@@ -243,6 +252,12 @@ class Machine:
         self._state[freed] = _RUNS
         self._pc[freed] += 1
 
+    def _check_copies(self) -> None:
+        flights = self.memory.spaces["shared"].flights
+        if flights is not None and (missed := flights.missed()) is not None:
+            number, self.line = missed
+            raise self.error(KernelError, "has not waited for this copy at its end", number)
+
     def _stuck(self, steps: list[Step], number: int, why: str) -> NoReturn:
-        self._line = steps[int(self._pc[number])].line
+        self.line = steps[int(self._pc[number])].line
         raise self.error(KernelError, why, number)
