@@ -10,12 +10,24 @@ import os
 import pytest
 
 SITECUSTOMIZE = """
+import os
+import time
+
 from whisper_max_plugin.startup import when_imported
 
 
 def replace_find(devices):
     class Pretended(devices.Device):
         index = None  # for MAX it is the CPU
+
+        def get(self, buffer):
+            fault = os.environ.get("FAULT_OF_CUDA")
+            if fault == "dies":
+                os.abort()
+            if fault == "hangs":
+                time.sleep(600)
+            got = super().get(buffer)
+            return got * 1.01 if fault == "wrong" else got
 
     def find(name):
         return Pretended("cuda:0", shares_memory=False) if str(name).startswith("cuda") else original(name)
@@ -34,7 +46,7 @@ when_imported("whisper_max_plugin.bench.machine", lambda machine: setattr(machin
 
 @pytest.fixture(scope="session")
 def with_cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of processes that see the stand-in."""
+    """The environment of processes that see the stand-in, which can have a FAULT_OF_CUDA."""
     folder = tmp_path_factory.mktemp("cuda")
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]

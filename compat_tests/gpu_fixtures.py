@@ -19,7 +19,8 @@ from whisper_max_plugin.graphs import KERNELS
 from .ptx import Kernel, Table
 
 SOURCE = Path(__file__).with_name("gpu_kernels.mojo")
-NOISE = 1e-5  # of float32, as a part of the largest value
+NOISE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+"""What rounding to a type may change, as a part of the largest value."""
 
 
 class Kernels:
@@ -80,16 +81,16 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def unset(*shape: int) -> Tensor:
-    return torch.full(shape, torch.nan)
+def unset(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype)
 
 
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """What was computed in float32 is the result in float64, but for noise."""
+def assert_close(actual: Tensor, expected: Tensor, rounded: str = "float32") -> None:
+    """What was computed is the result in float64, but for the noise of what was `rounded` on the way."""
     assert actual.shape == expected.shape
     assert expected.dtype == torch.float64
     error = float((actual - expected).abs().max() / expected.abs().max())
-    assert error <= NOISE, f"off by {error:.1e} of the largest value"
+    assert error <= NOISE[rounded], f"off by {error:.1e} of the largest value"
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:

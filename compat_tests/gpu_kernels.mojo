@@ -13,6 +13,8 @@ from kernels.gpu_flash import causal_block, flash_block, store_block
 from kernels.gpu_gemm import gemm_block, scores_block
 from kernels.gpu_linear import linear_warp
 from kernels.gpu_search import search_block
+from kernels.gpu_tensor_flash import tensor_flash_block
+from kernels.gpu_tensor_gemm import tensor_gemm_block
 from kernels.memory import Places
 
 comptime In[type: DType] = Pointer[mut=False, Scalar[type], ImmutAnyOrigin]
@@ -24,9 +26,9 @@ comptime TARGET = get_gpu_target["sm_80"]()
 
 
 def linear[
-    type: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
-](y: Out[F32], x: In[F32], w: In[type], bias: In[F32], residual: In[F32], m: Int32, n: Int32, k: Int32):
-    linear_warp[type, rows, outputs, has_bias, has_residual, gelu](y, x, w, bias, residual, Int(m), Int(n), Int(k))
+    type: DType, of_x: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
+](y: Out[of_x], x: In[of_x], w: In[type], bias: In[F32], residual: In[F32], m: Int32, n: Int32, k: Int32):
+    linear_warp[rows, outputs, has_bias, has_residual, gelu](y, x, w, bias, residual, Int(m), Int(n), Int(k))
 
 
 def gemm[
@@ -46,7 +48,27 @@ def gemm[
     head_dim: Int32,
 ):
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
-    gemm_block[type, taps, side, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+    gemm_block[taps, side, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+
+
+def tensor_gemm[
+    type: DType, out: DType, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+](
+    y: Out[out],
+    x: In[type],
+    w: In[type],
+    bias: In[F32],
+    residual: In[F32],
+    m: Int32,
+    n: Int32,
+    n_in: Int32,
+    length: Int32,
+    stride: Int32,
+    length_out: Int32,
+    head_dim: Int32,
+):
+    var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
+    tensor_gemm_block[taps, side, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
 
 
 def scores(y: Out[F32], q: In[F32], keys: In[F32], n_queries: Int32, n_keys: Int32, head_dim: Int32):
@@ -54,7 +76,7 @@ def scores(y: Out[F32], q: In[F32], keys: In[F32], n_queries: Int32, n_keys: Int
 
 
 def self_attention[
-    head_dim: Int
+    of_kv: DType, head_dim: Int
 ](
     y: Out[F32],
     qkv: In[F32],
@@ -67,14 +89,14 @@ def self_attention[
     n_text_ctx: Int32,
     n_state: Int32,
 ):
-    var places = Places(Int(width), Int(layer))
+    var places = Places[of_kv](Int(width), Int(layer))
     self_attention_block[head_dim](
         y, qkv, memory, holders, positions, places, Int(n_group), Int(n_text_ctx), Int(n_state)
     )
 
 
 def cross_attention[
-    rows: Int, head_dim: Int
+    of_kv: DType, rows: Int, head_dim: Int
 ](
     parts: Out[F32],
     q: In[F32],
@@ -86,7 +108,7 @@ def cross_attention[
     n_head: Int32,
     n_keys: Int32,
 ):
-    var places = Places(Int(width), Int(layer))
+    var places = Places[of_kv](Int(width), Int(layer))
     cross_attention_block[rows, head_dim](
         parts, q, memory, places, Int(first_row), Int(n_group), Int(n_head), Int(n_keys)
     )
@@ -102,19 +124,25 @@ def flash[
     flash_block[head_dim](y, q, keys, values, Int(n_head), Int(n_queries), Int(n_keys))
 
 
-def store(
-    keys: Out[F32], values: Out[F32], qkv: In[F32], n_before: Int32, batch: Int32, n_tokens: Int32, n_state: Int32
-):
+def tensor_flash[
+    type: DType
+](y: Out[type], q: In[type], keys: In[type], values: In[type], n_head: Int32, n_queries: Int32, n_keys: Int32):
+    tensor_flash_block[64](y, q, keys, values, Int(n_head), Int(n_queries), Int(n_keys))
+
+
+def store[
+    type: DType
+](keys: Out[type], values: Out[type], qkv: In[type], n_before: Int32, batch: Int32, n_tokens: Int32, n_state: Int32):
     store_block(qkv, keys, values, Int(n_before), Int(batch), Int(n_tokens), Int(n_state))
 
 
 def causal[
-    head_dim: Int
+    type: DType, head_dim: Int
 ](
-    y: Out[F32],
-    qkv: In[F32],
-    keys: In[F32],
-    values: In[F32],
+    y: Out[type],
+    qkv: In[type],
+    keys: In[type],
+    values: In[type],
     n_before: Int32,
     batch: Int32,
     n_tokens: Int32,
@@ -163,12 +191,12 @@ def main():
     comptime for type in [DType.float16, DType.bfloat16, DType.float32]:
         comptime for rows in [1, 5, 8]:
             comptime outputs = 1 if rows == 1 else 2
-            show[linear[type, rows, outputs, False, False, False]](String("linear ", type, " ", rows))
+            show[linear[type, F32, rows, outputs, False, False, False]](String("linear ", type, " ", rows))
     comptime for rows in [1, 5]:
         comptime outputs = 1 if rows == 1 else 2
-        show[linear[DType.float16, rows, outputs, True, False, False]](String("linear bias float16 ", rows))
-        show[linear[DType.float16, rows, outputs, True, False, True]](String("linear gelu float16 ", rows))
-        show[linear[DType.float16, rows, outputs, True, True, False]](String("linear add float16 ", rows))
+        show[linear[DType.float16, F32, rows, outputs, True, False, False]](String("linear bias float16 ", rows))
+        show[linear[DType.float16, F32, rows, outputs, True, False, True]](String("linear gelu float16 ", rows))
+        show[linear[DType.float16, F32, rows, outputs, True, True, False]](String("linear add float16 ", rows))
 
     comptime for type in [DType.float16, DType.float32]:
         comptime for side in [4, 8]:
@@ -176,17 +204,32 @@ def main():
             show[gemm[type, 1, side, True, False, True, False]](String("gemm add ", type, " ", side))
             show[gemm[type, 1, side, True, False, False, True]](String("gemm heads ", type, " ", side))
             show[gemm[type, 3, side, True, True, True, False]](String("gemm conv ", type, " ", side))
-    show[gemm[DType.float32, 3, 4, True, True, False, False]]("gemm conv without positions")
+    show[gemm[F32, 3, 4, True, True, False, False]]("gemm conv without positions")
     show[scores]("scores")
 
+    comptime for type in [DType.float16, DType.bfloat16]:
+        show[linear[type, type, 5, 2, True, False, True]](String("linear gelu of ", type))
+        comptime for side in [64, 128]:
+            show[tensor_gemm[type, type, 1, side, True, True, False, False]](String("tensor gelu ", type, " ", side))
+            show[tensor_gemm[type, F32, 1, side, True, False, True, False]](String("tensor add ", type, " ", side))
+            show[tensor_gemm[type, type, 1, side, True, False, False, True]](String("tensor heads ", type, " ", side))
+            show[tensor_gemm[type, F32, 3, side, True, True, True, False]](String("tensor conv ", type, " ", side))
+        show[tensor_flash[type]](String("tensor flash ", type))
+        show[store[type]](String("store ", type))
+        show[causal[type, 64]](String("causal ", type))
+        show[self_attention[type, 64]](String("self_attention ", type))
+        comptime for rows in [1, 5]:
+            show[cross_attention[type, rows, 64]](String("cross_attention ", type, " ", rows))
+    show[tensor_gemm[DType.float16, F32, 1, 64, False, False, False, False]]("tensor without bias")
+
     comptime for head_dim in [48, 64]:
-        show[self_attention[head_dim]](String("self_attention ", head_dim))
+        show[self_attention[F32, head_dim]](String("self_attention ", head_dim))
     comptime for rows in [1, 5]:
-        show[cross_attention[rows, 64]](String("cross_attention ", rows))
+        show[cross_attention[F32, rows, 64]](String("cross_attention ", rows))
     show[merge[64]]("merge")
     comptime for head_dim in [32, 64]:
         show[flash[head_dim]](String("flash ", head_dim))
-    show[store]("store")
-    show[causal[64]]("causal")
+    show[store[F32]]("store")
+    show[causal[F32, 64]]("causal")
     show[search]("search")
     show[follow]("follow")

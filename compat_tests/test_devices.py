@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from max.engine import Model
 
 from whisper_max_plugin import loading, startup
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
-from whisper_max_plugin.doctor import comparison, parity_checks
+from whisper_max_plugin.doctor import parity_checks, trial
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirror
@@ -26,10 +27,12 @@ from whisper_max_plugin.inference.model import MaxWhisper
 
 from .compare import assert_same_result
 from .conftest import Pair
-from .device_fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
+from .cuda_stand_in import with_cuda
+from .data import NANO
+from .device_fixtures import ELSEWHERE, HALF, elsewhere, transcripts
 from .errors import assert_one_sentence, error_of
 
-__all__ = ["elsewhere"]  # a fixture, found by name
+__all__ = ["elsewhere", "with_cuda"]  # fixtures, found by name
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,8 @@ def test_a_mirror_changes_neither_side_before_it_is_told() -> None:
     assert mirror.pull().tolist() == [1, 1, 1]
 
 
-def test_nobody_asked_for_a_gpu() -> None:
+def test_without_a_gpu_the_cpu_is_the_best_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "accelerator_count", lambda: 0)
     assert devices.find(None) is HOST
     assert devices.find("cpu") is devices.find(torch.device("cpu")) is HOST
 
@@ -99,7 +103,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("asked_for", "name"),
     [
-        (None, "cpu"),
+        (None, "cuda:0"),
         ("cuda", "cuda:0"),
         ("cuda:1", "cuda:1"),
         (torch.device("cuda", 1), "cuda:1"),
@@ -165,40 +169,99 @@ def test_heads_that_kernels_on_gpus_do_not_serve() -> None:
     assert_one_sentence(error, "heads of 64 and 128", 'device="cpu"')
 
 
+# The first load of a size on a device of its own
+
+
 @pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A place where nothing says yet that a device was compared with torch; return the file that will."""
-    monkeypatch.setattr(artifacts, "path_of", lambda *_: tmp_path / "graphs.mef")
-    return tmp_path / "graphs.checked"
+def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str, str]]:
+    """What is tried in another process, which says that all is well; nobody has compared the device "cuda" yet."""
+    calls: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(trial, "run", lambda *given: calls.append(given))
+    monkeypatch.setattr(artifacts, "path_of", lambda dims, types, kind: tmp_path / f"{types}.mef")
+    monkeypatch.setattr(devices, "find", lambda name: HOST if name == "cpu" else HALF)
+    return calls
 
 
-def test_a_device_is_compared_with_torch_once(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loading.accelerate_checked(upstreams_nano(), ELSEWHERE)
-    assert unchecked.exists()
-    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("compared again"))
-    assert isinstance(loading.accelerate_checked(upstreams_nano(), ELSEWHERE), MaxWhisper)
+def load(device: str | None = "cuda", precision: str | None = None) -> MaxWhisper:
+    upstream_load_model = inspect.unwrap(whisper.load_model)
+    return loading.load(
+        *[str(NANO)],
+        **{"device": device, "download_root": None, "in_memory": False, "precision": precision},
+        upstream_load_model=upstream_load_model,
+    )
 
 
-def test_a_cache_that_cannot_be_written_only_costs_the_comparison(unchecked: Path) -> None:
-    with patch.object(Path, "touch", side_effect=PermissionError):
-        assert isinstance(loading.accelerate_checked(upstreams_nano(), ELSEWHERE), MaxWhisper)
-    assert not unchecked.exists()
+def test_a_device_is_compared_with_torch_once_for_each_precision(tried: list[tuple[str, str, str]]) -> None:
+    mel = torch.randn(1, 80, 3000)
+    for _ in range(2):
+        model = load()
+        assert tried == [(str(NANO), HALF.name, "float16")]
+    model.encoder(mel.half())
+    assert len(tried) == 1
+    model.encoder(mel)  # fp16=False
+    assert tried[1:] == [(str(NANO), HALF.name, "float32")]
+
+
+def test_a_cache_that_cannot_be_written_only_costs_the_comparison(tried: list[tuple[str, str, str]]) -> None:
+    for n in (1, 2):
+        with patch.object(Path, "touch", side_effect=PermissionError):
+            assert isinstance(load(), MaxWhisper)
+        assert len(tried) == n
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_device_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trial, "run", lambda *_: "encoder is off by 1e-02 of the largest")
+    error = error_of(load)
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "encoder is off by 1e-02", 'device="cpu"', "whisper-max doctor")
+    assert not list(tmp_path.glob("*.checked"))
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_gpu_that_nobody_asked_for_gives_way_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trial, "run", lambda *_: "steps failed: no such kernel")
+    model = load(device=None)
+    assert model.decoder.runtime.device is HOST
+    assert 'the model runs on the CPU, which device="cpu" would choose, because what cpu computes' in caplog.text
+    assert load(device=None, precision="int8").decoder.runtime.device is HOST  # for which a GPU has no kernels
+
+
+def test_official_models_are_tried_where_upstream_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/models")
+    assert loading._path_of("turbo", None) == "/home/me/models/whisper/large-v3-turbo.pt"
+    assert loading._path_of("turbo", "/models") == "/models/large-v3-turbo.pt"
+    assert loading._path_of("mine/model.pt", "/models") == "mine/model.pt"
+
+
+def test_a_trial_finds_nothing_wrong(with_cuda: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", with_cuda)
+    assert trial.run(str(NANO), "cuda", "float32") is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("wrong", "encoder is off by 1e-02 of the largest; prefill is off by "),
+        ("dies", "a process that tried it ended with exit status -6"),
+        ("hangs", "a process that tried it did not end within"),
+    ],
+)
+def test_a_trial_tells_what_happens_to_its_process(
+    fault: str, problem: str, with_cuda: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", {**with_cuda, "FAULT_OF_CUDA": fault})
+    monkeypatch.setattr(trial, "PATIENCE", 20 if fault == "hangs" else 600)
+    assert (trial.run(str(NANO), "cuda", "float32") or "").startswith(problem)
 
 
 def test_a_load_imports_nothing_that_only_the_comparison_needs() -> None:
-    needless = {"av", "whisper_max_plugin.doctor.comparison"}
+    needless = {"av", "whisper_max_plugin.doctor.trial"}
     code = f"import sys, whisper_max_plugin.loading; print(sorted({needless} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout == "[]\n"
-
-
-def test_a_device_that_computes_something_else_is_refused(unchecked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    get = Device.get
-    monkeypatch.setattr(Device, "get", lambda self, buffer: get(self, buffer) * 1.01)
-    error = error_of(lambda: loading.accelerate_checked(upstreams_nano(), ELSEWHERE))
-    assert isinstance(error, DeviceError)
-    assert_one_sentence(error, "encoder is off by 1e-02", 'device="cpu"', "whisper-max doctor")
-    assert not unchecked.exists()
 
 
 @pytest.mark.parametrize(("words", "device"), [([], None), (["--device", "cpu"], "cpu"), (["--device=cuda"], "cuda")])

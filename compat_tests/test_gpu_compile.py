@@ -21,17 +21,23 @@ from whisper_max_plugin.execution.devices import Device
 from .data import NANO
 from .errors import assert_one_sentence, error_of
 
-CI_COMPILES = "sm_90a"
-OTHERS = ["sm_80", "sm_86", "sm_89", "sm_100a"]
+CI_COMPILES = ("sm_90a", None)  # the precision that `load_model` takes
+OTHERS = [
+    *((architecture, None) for architecture in ("sm_80", "sm_86", "sm_89", "sm_100a")),
+    *((architecture, "float32") for architecture in ("sm_80", "sm_90a")),
+]
 
 
 @pytest.mark.parametrize(
-    "architecture", [CI_COMPILES, *(pytest.param(other, marks=pytest.mark.large) for other in OTHERS)]
+    ("architecture", "precision"), [CI_COMPILES, *(pytest.param(*other, marks=pytest.mark.large) for other in OTHERS)]
 )
-def test_all_graphs_compile_for_a_gpu_of_another_machine(architecture: str, tmp_path: Path) -> None:
+def test_all_graphs_compile_for_a_gpu_of_another_machine(
+    architecture: str, precision: str | None, tmp_path: Path
+) -> None:
     # empty caches: MAX leaves kernels of other graphs in an artifact where it finds them
     caches = {"MODULAR_CACHE_DIR": str(tmp_path), "MODULAR_MAX_CACHE_DIR": str(tmp_path)}
     warmup = [sys.executable, "-m", "whisper_max_plugin.cli", "warmup", str(NANO), "--target", architecture]
+    warmup += [] if precision is None else ["--precision", precision]
     environment = {**os.environ, **caches}
     first = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert first.stdout.startswith(f"{NANO}: compiled in ")
@@ -42,12 +48,13 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(architecture: str, tmp_
     names = {name.decode() for name in re.findall(rb"\.text\.(\w+)", content)}
     ours = {name for name in names if name.startswith("mojo_pkg_")}
     assert len(ours) > 20, "few kernels of our own are in the artifact"
-    # MAX's float32 products round to the 10 bits of tensor cores, or are naive, or look for cuBLAS
+    # MAX's products of float32 round to the 10 bits of tensor cores, those of float16 are naive or look for cuBLAS
     theirs = [name for name in names - ours if re.search("gemm|gemv|matmul|conv|mha|attention", name)]
     assert theirs == []
     assert b"cublas" not in content
 
     manifest = json.loads(artifact.with_suffix(".json").read_text())
+    assert manifest["precision"] == ("float16" if precision is None else "float32-float16")
     assert manifest["device"] == f"{architecture.rstrip('a')}-0"
     assert manifest["cpu"] == host_code.host_code()  # and nothing of this machine's processor
 

@@ -102,7 +102,7 @@ def test_convolutions_with_positions(kernels: Kernels, stored: str, side: int, s
     x, w = torch.randn(batch, length, n_in), torch.randn(n_out, n_in, 3).to(getattr(torch, stored))
     bias, positions = torch.randn(n_out), torch.randn(length_out, n_out)
     convolved = conv1d(x.double().mT, w.double(), bias.double(), stride=stride, padding=1).mT
-    y, inputs = unset(batch, length_out, n_out), [x, w, bias, positions]
+    y, inputs = unset(batch, length_out, n_out), [x, w.mT.contiguous(), bias, positions]
     run_gemm(kernels, f"gemm conv {stored} {side}", side, y, inputs, n_in, length, stride, length_out)
     assert_close(y, gelu(convolved) + positions)
 
@@ -110,7 +110,8 @@ def test_convolutions_with_positions(kernels: Kernels, stored: str, side: int, s
 def test_convolution_without_positions(kernels: Kernels) -> None:
     x, w, bias = torch.randn(1, 5, 32), torch.randn(7, 32, 3), torch.randn(7)
     convolved = conv1d(x.double().mT, w.double(), bias.double(), padding=1).mT
-    y = run_gemm(kernels, "gemm conv without positions", 4, unset(1, 5, 7), [x, w, bias, x], 32, 5)
+    inputs = [x, w.mT.contiguous(), bias, x]
+    y = run_gemm(kernels, "gemm conv without positions", 4, unset(1, 5, 7), inputs, 32, 5)
     assert_close(y, gelu(convolved))
 
 

@@ -65,7 +65,7 @@ def assert_search_is_upstreams(kernels: Kernels, logits: Tensor, suppressed: lis
     expected, expected_ids = expected_left.double().log_softmax(dim=1).sort(dim=1, descending=True, stable=True)
     impossible = expected[:, :k] == -torch.inf
     assert_equal(ids, expected_ids[:, :k].masked_fill(impossible, 0))
-    torch.testing.assert_close(logprobs.double(), expected[:, :k], rtol=0, atol=NOISE)
+    torch.testing.assert_close(logprobs.double(), expected[:, :k], rtol=0, atol=NOISE["float32"])
 
 
 @pytest.mark.parametrize("k", [1, 7])

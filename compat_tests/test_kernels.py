@@ -67,12 +67,12 @@ def _add_attentions(module: Module) -> None:
     positions = TensorType(DType.int64, ["batch"], CPU)
     types = [qkv, memory, holders, positions]
     with Graph("whisper_self_attention", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
-        graph.output(self_attention(*(value.tensor for value in graph.inputs), LAYER, HEAD_DIM))
+        graph.output(self_attention(*(value.tensor for value in graph.inputs), DType.float32, LAYER, HEAD_DIM))
     for n_keys in N_KEYS:
         name = f"whisper_cross_attention_{n_keys}"
         with Graph(name, input_types=[out, memory], module=module, custom_extensions=[KERNELS]) as graph:
             q, memory_ = (value.tensor for value in graph.inputs)
-            graph.output(cross_attention(q, memory_, LAYER, n_keys, HEAD_DIM))
+            graph.output(cross_attention(q, memory_, DType.float32, LAYER, n_keys, HEAD_DIM))
 
 
 def run(model: Model, *inputs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from whisper.model import ResidualAttentionBlock
 
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.execution.weights import addresses, graph_weights, quantized
-from whisper_max_plugin.graphs import KERNELS
+from whisper_max_plugin.graphs import KERNELS, Types
 from whisper_max_plugin.graphs.kernels import ADDRESSES, decoder_layers
 
 from .compare import assert_close
@@ -40,7 +40,7 @@ def kernels() -> dict[tuple[int, int, str], Model]:
         name = f"{head_dim}_{stored}"
         with Graph(name, input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
             tensors = (value.tensor for value in graph.inputs)
-            graph.output(decoder_layers(*tensors, DType[stored], N_AUDIO_CTX, head_dim))
+            graph.output(decoder_layers(*tensors, Types(DType[stored]), N_AUDIO_CTX, head_dim))
     models = session().init_all(session().compile(module, custom_extensions=[KERNELS]))
     return {(n_head, head_dim, stored): models[f"{head_dim}_{stored}"] for n_head, head_dim, stored in SIZES}
 
@@ -80,7 +80,7 @@ def test_layers(
     layers = upstreams(n_head, head_dim, stored)
     state = {f"decoder.{name}": x for name, x in layers.state_dict().items()}
     weights = {
-        name: Buffer.from_dlpack(x) for name, x in graph_weights(state, getattr(torch, stored), kernels=True).items()
+        name: Buffer.from_dlpack(x) for name, x in graph_weights(state, Types(DType[stored]), kernels=True).items()
     }
 
     lengths = [min(n_filled + audio, N_TEXT_CTX) for audio in range(n_audio)]

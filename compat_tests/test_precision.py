@@ -11,6 +11,7 @@ import torch
 import whisper
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from max.dtype import DType
 from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
@@ -21,7 +22,8 @@ from whisper_max_plugin.doctor import parity
 from whisper_max_plugin.errors import PrecisionError
 from whisper_max_plugin.execution import artifacts, engine
 from whisper_max_plugin.execution.devices import HOST, Device
-from whisper_max_plugin.execution.weights import chosen_dtype, graph_weights, quantized
+from whisper_max_plugin.execution.weights import CONVOLUTIONS, chosen_dtype, graph_weights, quantized
+from whisper_max_plugin.graphs import Types
 from whisper_max_plugin.precision import PRECISIONS
 
 from .compare import assert_close, assert_same_result
@@ -106,7 +108,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_its_name(nano: Pair, value: f
     state = {name: tensor.clone() for name, tensor in nano.torch.state_dict().items()}
     state["decoder.blocks.1.mlp.2.weight"][3, 7] = value
     with pytest.raises(PrecisionError, match=r"decoder.blocks.1.mlp.2.weight holds values that are not finite"):
-        graph_weights(state, torch.int8, kernels=True)
+        graph_weights(state, Types(DType.int8), kernels=True)
 
 
 def test_a_weight_that_is_too_large_for_float16_is_refused_by_its_name(nano: Pair) -> None:
@@ -119,13 +121,14 @@ def test_a_weight_that_is_too_large_for_float16_is_refused_by_its_name(nano: Pai
 
 def test_the_models_own_weights_are_shared_and_the_step_gets_a_byte_for_each(nano: Pair) -> None:
     state = nano.torch.state_dict()
-    weights = graph_weights(state, torch.int8, kernels=True)
-    assert all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
+    weights = graph_weights(state, Types(DType.int8), kernels=True)
+    own = {name: tensor for name, tensor in state.items() if name not in CONVOLUTIONS}
+    assert all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items())
     added = {name: tensor for name, tensor in weights.items() if name not in state}
     matrices = {name for name, tensor in added.items() if name.endswith(".weight")}
     assert all(added[name].dtype == torch.int8 for name in matrices)
     assert {name.replace(".weight", ".scales") for name in matrices} < added.keys()
-    half = graph_weights(state, torch.float16, kernels=True)
+    half = graph_weights(state, Types(DType.float16), kernels=True)
     assert sum(added[name].nbytes for name in matrices) * 2 == sum(half[name].nbytes for name in matrices)
 
 
@@ -202,24 +205,20 @@ def test_the_default_rounds_nothing_and_its_result_is_upstreams(nano: Pair, int8
 
 
 def test_artifacts_of_different_weights_have_different_names(nano: Pair) -> None:
-    stored = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
-    names = {artifacts.path_of(nano.torch.dims, engine.artifact_precision(one), "cpu").name for one in stored}
-    assert len(names) == len(stored)
+    types = [Types(DType[stored]) for stored in ("float32", "float16", "bfloat16", "int8")]
+    types += [Types(*[DType[half]] * 3) for half in ("float16", "bfloat16")]
+    names = {artifacts.path_of(nano.torch.dims, str(one), "cpu").name for one in types}
+    assert len(names) == len(types)
     assert any("float32-int8" in name for name in names)
 
 
-@pytest.mark.parametrize("name", PRECISIONS[1:])
-def test_a_gpu_refuses_every_precision_but_the_default(nano: Pair, name: str) -> None:
-    class Gpu(Device):
-        index = 0
-        name = "cuda:0"
-
-    gpu = object.__new__(Gpu)
-    engine.check_precision("float32", nano.torch.dims, gpu)
-    with pytest.raises(
-        PrecisionError, match=f"precision='{name}' is for the CPU and this is cuda:0: leave it out, or "
-    ):
+def test_a_gpu_refuses_int8_alone(nano: Pair) -> None:
+    gpu = Device("cuda:0", shares_memory=False)
+    for name in ("float32", "float16", "bfloat16"):
         engine.check_precision(name, nano.torch.dims, gpu)
+    message = "precision='int8' is for the CPU and this is cuda:0: leave it out, or "
+    with pytest.raises(PrecisionError, match=message):
+        engine.check_precision("int8", nano.torch.dims, gpu)
 
 
 def test_a_model_without_kernels_refuses_it() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from max.dtype import DType
 from torch import Tensor
 
-from whisper_max_plugin.execution.weights import graph_weights, stored_dtype
+from whisper_max_plugin.execution.devices import HOST
+from whisper_max_plugin.execution.weights import CONVOLUTIONS, graph_weights, stored_dtype, types_for
+from whisper_max_plugin.graphs import Types
 
 from .compare import assert_close, assert_same_decoding
 from .conftest import Pair, load_pair
 from .data import NANO
+from .device_fixtures import HALF
 from .kv_caches import with_cache
 from .seam_fixtures import TOKENS, features, mel, mels, no_grad
 
@@ -76,18 +80,29 @@ def test_a_model_that_is_tuned_between_two_passes(features: Tensor) -> None:
 
 def test_only_what_the_kernels_read_in_another_layout_is_copied(nano: Pair) -> None:
     state = nano.torch.state_dict()
-    weights = graph_weights(state, torch.float16, kernels=True)
-    shared = [name for name in state if name in weights]
+    weights = graph_weights(state, types_for(state, "float32", HOST), kernels=True)
+    shared = [name for name in state if name in weights and name not in CONVOLUTIONS]
     assert all(weights[name].data_ptr() == state[name].data_ptr() for name in shared)
+    assert all(torch.equal(weights[name].mT, state[name]) for name in CONVOLUTIONS)
     copies = {name: tensor for name, tensor in weights.items() if name not in state}
     assert all(tensor.dtype == torch.float16 for name, tensor in copies.items() if name.endswith("weight"))
     assert "stored.token_embedding.weight" in copies
     assert "decoder.token_embedding.weight" not in weights  # a GPU gets what is read, and no more
 
 
-def test_graphs_without_kernels_share_everything(nano: Pair) -> None:
+def test_graphs_without_kernels_share_everything_else(nano: Pair) -> None:
     state = nano.torch.state_dict()
-    weights = graph_weights(state, torch.float16, kernels=False)
-    assert {name: tensor.data_ptr() for name, tensor in weights.items()} == {
-        name: tensor.data_ptr() for name, tensor in state.items()
-    }
+    weights = graph_weights(state, types_for(state, "float32", HOST), kernels=False)
+    assert weights.keys() == state.keys()
+    others = state.keys() - CONVOLUTIONS
+    assert {weights[name].data_ptr() for name in others} == {state[name].data_ptr() for name in others}
+
+
+def test_tensor_cores_get_every_matrix_in_half_width_and_sums_of_float32(nano: Pair) -> None:
+    state = nano.torch.state_dict()
+    types = types_for(state, "float16", HALF)
+    assert types == Types(DType.float16, DType.float16, DType.float16)
+    weights = graph_weights(state, types, kernels=True)
+    wide = {name for name, tensor in weights.items() if tensor.dtype == torch.float32}
+    assert wide == {name for name in weights if name.endswith("bias") or "ln" in name or "positional" in name}
+    assert torch.equal(weights["encoder.conv2.weight"].mT.float(), state["encoder.conv2.weight"])

@@ -8,8 +8,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from .checkpoints import checkpoint
@@ -17,8 +19,9 @@ from .checkpoints.sizes import OFFICIAL_DIMS
 from .errors import DeviceError, UnknownModelError
 from .execution import artifacts, devices
 from .execution.devices import Device
-from .execution.engine import artifact_precision, check_precision, compile_graphs
-from .execution.weights import chosen_dtype, stored_dtype
+from .execution.engine import check_precision, compile_graphs
+from .execution.weights import types_for
+from .graphs import Types
 from .inference.model import MaxWhisper, accelerate
 from .precision import DEFAULT
 
@@ -32,14 +35,15 @@ def load(
     download_root: str | None,
     in_memory: bool,
     upstream_load_model: Callable[..., Whisper],
-    precision: str = DEFAULT,
+    precision: str | None = None,
 ) -> MaxWhisper:
-    """Load a model as `whisper.load_model` does, and accelerate it for one of `precision.PRECISIONS`.
+    """Load a model as `whisper.load_model` does, and accelerate it for one of `precision.PRECISIONS`, or by default.
 
     Raises
     ------
     DeviceError
-        if `device` is not one that graphs run on, or if it computes anything else than torch
+        if `device` is not one that graphs run on, or if it computes anything else than torch; a GPU that nobody asked
+        for gives way to the CPU then, with a warning
     CheckpointError
         if the checkpoint is damaged, carries code, or its tensors are not those of its dimensions
     PrecisionError
@@ -47,14 +51,30 @@ def load(
     RuntimeError
         upstream's errors: no such model, failed download
     """
-    graphs_device = devices.find(device)
+    graphs_device = devices.HOST if device is None and precision == "int8" else devices.find(device)
     model = load_unaccelerated(
         name, download_root=download_root, in_memory=in_memory, upstream_load_model=upstream_load_model
     )
-    check_precision(precision, model.dims, graphs_device)
+    check_precision(precision or DEFAULT, model.dims, graphs_device)
     if graphs_device.shares_memory:
         return accelerate(model, graphs_device, precision)
-    return accelerate_checked(model, graphs_device)
+    verify = partial(_verify, _path_of(name, download_root), model.dims, graphs_device)
+    try:
+        return accelerate(model, graphs_device, precision, verify)
+    except DeviceError as error:
+        if device is not None:
+            raise
+        logger.warning('the model runs on the CPU, which device="cpu" would choose, because %s', error)
+        return accelerate(model, devices.HOST, precision)
+
+
+def _path_of(name: str, download_root: str | None) -> str:
+    """Return where a model lies that upstream has loaded, as it decides itself."""
+    if name not in OFFICIAL_DIMS:
+        return name
+    default = os.path.join(os.path.expanduser("~"), ".cache")
+    folder = download_root or os.path.join(os.getenv("XDG_CACHE_HOME", default), "whisper")
+    return os.path.join(folder, os.path.basename(whisper._MODELS[name]))
 
 
 def load_unaccelerated(
@@ -89,36 +109,31 @@ def _is_path(name: str) -> bool:
     return os.path.isfile(name) or os.path.isdir(name)
 
 
-def accelerate_checked(model: Whisper, device: Device) -> MaxWhisper:
-    """Accelerate `model` in place, after a comparison with torch, once for a GPU's architecture and a model's size.
+def _verify(path: str, dims: ModelDimensions, device: Device, types: Types) -> None:
+    """Compare what a GPU computes with torch, once for its architecture, a model's size and types, in another process.
 
-    Its kernels, MAX's and the driver meet on the user's machine for the first time, so nothing else can tell.
+    The kernels, MAX's and the driver meet on the user's machine for the first time, so nothing else can tell; and
+    whatever they do to each other, they do not do it to this process.
 
     Raises
     ------
     DeviceError
-        if graphs and torch differ by more than float32's rounding explains
+        if graphs and torch differ by more than rounding explains, or the other process hangs or dies
     """
-    stored = stored_dtype(model.state_dict())
-    record = artifacts.path_of(model.dims, artifact_precision(stored), device.kind).with_suffix(".checked")
+    record = artifacts.path_of(dims, str(types), device.kind).with_suffix(".checked")
     if record.exists():
-        return accelerate(model, device)
-    from .doctor import comparison, parity_checks
+        return
+    compile_graphs(dims, types, device)  # so that the other process finds them
+    logger.warning("comparing what %s computes in %s with torch, once for this size", device.name, types.operands.name)
+    from .doctor import trial
 
-    logger.warning("comparing what %s computes with torch, once for this size of model", device.name)
-    window = parity_checks.prepare(model, parity_checks.synthetic_audio())
-    upstreams = comparison.compute_upstreams(model, window)
-    accelerated = accelerate(model, device)
-    wrong = [row for row in comparison.compare(accelerated, window, upstreams) if not row.ok]
-    if wrong:
-        reasons = "; ".join(f"{row.name} {row.note or f'is off by {row.error:.0e} of the largest'}" for row in wrong)
+    if (problem := trial.run(path, device.name, types.operands.name)) is not None:
         raise DeviceError(
-            f"what {device.name} computes is not what torch computes ({reasons}): load the model with "
+            f"what {device.name} computes is not what torch computes ({problem}): load the model with "
             'device="cpu" (on the command line --device cpu), and report this with the output of `whisper-max doctor`'
         )
     with contextlib.suppress(OSError):  # a cache that cannot be written: the next load compares again
         record.touch()
-    return accelerated
 
 
 @dataclass(frozen=True)
@@ -131,8 +146,10 @@ class WarmupResult:
     cached: bool
 
 
-def warmup(name: str, device: str | torch.device | None = None, precision: str = DEFAULT) -> WarmupResult:
+def warmup(name: str, device: str | torch.device | None = None, precision: str | None = None) -> WarmupResult:
     """Compile the graphs that `name` needs, unless they are cached; an official model is not downloaded for it.
+
+    Those of the default precision are the ones that `load` compiles: on a GPU those of float16.
 
     Raises
     ------
@@ -151,20 +168,19 @@ def warmup(name: str, device: str | torch.device | None = None, precision: str =
         if torch.device(device or "cpu").type != "cuda":
             raise
         raise DeviceError(f"{error}, or compile for a GPU of another machine by whisper-max warmup --target") from error
+    chosen = precision or ("float16" if graphs_device.computes_in_half else DEFAULT)
     if name in OFFICIAL_DIMS:
-        dims = OFFICIAL_DIMS[name]
-        stored = (
-            torch.float16 if precision == DEFAULT else chosen_dtype({}, precision)
-        )  # float16 is what OpenAI publishes
+        dims, state = OFFICIAL_DIMS[name], {}  # of no weights at all, all are exact in float16, as OpenAI's are
     elif _is_path(name):
         found = checkpoint.read(name)
-        dims, stored = found.dims, chosen_dtype(found.state, precision)
+        dims, state = found.dims, dict(found.state)
     else:
         raise UnknownModelError(
             f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
         )
-    check_precision(precision, dims, graphs_device)
-    cached = artifacts.is_cached(dims, artifact_precision(stored), graphs_device.kind)
+    check_precision(chosen, dims, graphs_device)
+    types = types_for(state, chosen, graphs_device)
+    cached = artifacts.is_cached(dims, str(types), graphs_device.kind)
     started = time.monotonic()
-    compile_graphs(dims, stored, graphs_device)
+    compile_graphs(dims, types, graphs_device)
     return WarmupResult(name, dims, time.monotonic() - started, cached)

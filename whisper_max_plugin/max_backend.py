@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 from whisper_max_plugin.hookspecs import Backend, hookimpl
-from whisper_max_plugin.precision import DEFAULT, PRECISIONS
+from whisper_max_plugin.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +63,13 @@ class MaxBackend:
         in_memory: bool,
         *,
         upstream_load_model: Callable[..., Whisper],
-        precision: str = DEFAULT,
+        precision: str | None = None,
     ) -> Whisper:
-        """Return upstream's model with its encoder and decoder as MAX graphs; `precision` is one of `precisions`."""
+        """Return upstream's model with its encoder and decoder as MAX graphs.
+
+        `precision` is one of `precisions`; without it, graphs of the CPU compute in float32, and those of a GPU in what
+        upstream's option ``fp16`` says.
+        """
         from whisper_max_plugin import loading
 
         return loading.load(

@@ -37,15 +37,16 @@ def resolve(keyword: str | None, *, command_line: str | None, installed: str | N
     return os.environ.get(VARIABLE, "").strip() or None
 
 
-def of_command(name: str | None) -> str:
-    """Return what a command computes with that was given `name`, or nothing.
+def of_command(name: str | None) -> str | None:
+    """Return what a command computes with that was given `name`, or nothing; None leaves it to the device.
 
     Raises
     ------
     PrecisionError
         when there is no such precision
     """
-    return checked(resolve(name, command_line=None, installed=None) or DEFAULT)
+    chosen = resolve(name, command_line=None, installed=None)
+    return None if chosen is None else checked(chosen)
 
 
 def checked(name: str, known: Sequence[str] = PRECISIONS) -> str:

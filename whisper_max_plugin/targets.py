@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, WhisperMaxError
-from .precision import DEFAULT
 
 if TYPE_CHECKING:
     from .loading import WarmupResult
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = "sm_80 (A100), sm_86 (A10), sm_89 (L4, L40S), sm_90a (H100, H200), sm_100a (B200)"
 
 
-def warmup(name: str, target: str, precision: str = DEFAULT) -> WarmupResult:
+def warmup(name: str, target: str, precision: str | None = None) -> WarmupResult:
     """Compile the graphs that a model needs on a GPU of the architecture `target`, which need not be in this machine.
 
     A machine that has one finds them in the cache, wherever its folder was copied from, if it has the same version of
@@ -64,7 +63,7 @@ def warmup(name: str, target: str, precision: str = DEFAULT) -> WarmupResult:
     return answer
 
 
-def _warmup_and_exit(connection: Connection, name: str, target: str, precision: str) -> None:
+def _warmup_and_exit(connection: Connection, name: str, target: str, precision: str | None) -> None:
     from max.driver import set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 
     # before anything else asks MAX for its devices

@@ -61,6 +61,11 @@ class Device:
         return self.index is not None
 
     @property
+    def computes_in_half(self) -> bool:
+        """Whether numbers of half width are multiplied faster, so that upstream's option ``fp16`` means something."""
+        return self.index is not None
+
+    @property
     def ref(self) -> DeviceRef:
         """The device as graphs name it."""
         return DeviceRef.from_device(self.driver)
@@ -92,12 +97,17 @@ class Device:
 
     def get(self, buffer: Buffer) -> Tensor:
         """Return a buffer of the device on the host; where memory is shared, the same memory."""
-        return from_dlpack(buffer) if self.shares_memory else torch.from_numpy(buffer.to_numpy().copy())
+        if self.shares_memory:
+            return from_dlpack(buffer)
+        if buffer.dtype != DType.bfloat16:
+            return torch.from_numpy(buffer.to_numpy().copy())
+        raw = buffer.view(DType.int16, buffer.shape)  # NumPy knows no bfloat16
+        return torch.from_numpy(raw.to_numpy().copy()).view(torch.bfloat16)
 
-    def empty(self, shape: Sequence[int]) -> Buffer:
-        """Return float32 memory on the device, of any content."""
+    def empty(self, shape: Sequence[int], dtype: DType = DType.float32) -> Buffer:
+        """Return memory on the device, of any content."""
         with self.allocating():
-            return Buffer(DType.float32, shape, self.driver)
+            return Buffer(dtype, shape, self.driver)
 
     @contextmanager
     def allocating(self) -> Iterator[None]:
@@ -159,9 +169,7 @@ def push_all(mirrors: Sequence[Mirror]) -> None:
 
 
 def find(name: str | torch.device | None) -> Device:
-    """Return the device that `name` means, as `whisper.load_model` takes it; None means the CPU.
-
-    A GPU has to be asked for as long as none has run the graphs: what nobody chose should not fail.
+    """Return the device that `name` means, as `whisper.load_model` takes it; None means the best that MAX sees.
 
     Raises
     ------
@@ -171,7 +179,7 @@ def find(name: str | torch.device | None) -> Device:
         torch's, if there is no such kind of device
     """
     if name is None:
-        return HOST
+        return HOST if accelerator_count() == 0 else Device("cuda:0", shares_memory=False)
     device = torch.device(name)
     if device.type == "cpu":
         return HOST

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from max.driver import Buffer
-from max.dtype import DType
 from max.engine import CompiledModel, Model
 from torch import Tensor
 
 from ..checkpoints.checkpoint import check_state
 from ..errors import DeviceError, PrecisionError
-from ..graphs import LARGEST_VECTOR, build_module, has_kernels
+from ..graphs import LARGEST_VECTOR, Types, build_module, has_kernels
 from ..precision import DEFAULT
 from ..report import REPORT
 from . import artifacts
@@ -25,14 +24,13 @@ from .devices import Device
 from .replay import Replay
 from .session import session
 from .step_inputs import SearchPool
-from .weights import addresses, chosen_dtype, graph_weights
+from .weights import addresses, graph_weights, types_for
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
 
     from .step_inputs import SearchInputs, StepInputs
 
-COMPUTED = "float32"  # what products are summed up in, whatever the weights are
 HEAD_ON_GPU = 64
 
 CrossKV = list[Buffer]
@@ -94,10 +92,10 @@ class Engine:
         if device.index is not None:
             check_heads(dims)
         check_precision(precision, dims, device)
-        stored = chosen_dtype(state, precision)
-        compiled = compile_graphs(dims, stored, device)
+        self.types = types_for(state, precision, device)
+        compiled = compile_graphs(dims, self.types, device)
         # keeps the memory alive that the graphs read
-        weights = graph_weights(state, stored, kernels=has_kernels(dims))
+        weights = graph_weights(state, self.types, kernels=has_kernels(dims))
         self._weights = {name: device.put(tensor) for name, tensor in weights.items()}
         if device.index is None and has_kernels(dims):
             self._weights["stored.addresses"] = device.put(addresses(self._weights, dims.n_text_layer))
@@ -244,11 +242,11 @@ def check_precision(precision: str, dims: ModelDimensions, device: Device) -> No
     Raises
     ------
     PrecisionError
-        on a GPU, and for a model whose step is not a graph of kernels
+        for int8 on a GPU, and for a model whose step is not a graph of kernels
     """
     if precision == DEFAULT:
         return
-    if device.index is not None:
+    if device.index is not None and precision == "int8":
         raise PrecisionError(
             f"precision={precision!r} is for the CPU and this is {device.name}: leave it out, or load the model with "
             'device="cpu" (on the command line --device cpu)'
@@ -260,27 +258,15 @@ def check_precision(precision: str, dims: ModelDimensions, device: Device) -> No
         )
 
 
-_compiled: dict[tuple[tuple[int, ...], torch.dtype, str], CompiledModel] = {}
+_compiled: dict[tuple[tuple[int, ...], Types, str], CompiledModel] = {}
 _compile_lock = threading.Lock()
 
 
-def compile_graphs(dims: ModelDimensions, stored: torch.dtype, device: Device) -> CompiledModel:
-    """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now.
-
-    `stored` is the type of the step's weights, see `weights.stored_dtype`.
-    """
-    key = tuple(vars(dims).values()), stored, device.kind
+def compile_graphs(dims: ModelDimensions, types: Types, device: Device) -> CompiledModel:
+    """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now."""
+    key = tuple(vars(dims).values()), types, device.kind
     with _compile_lock:
         if key not in _compiled:
-            build = partial(build_module, dims, DType.float32, device.ref, DType[_name(stored)])
-            _compiled[key] = artifacts.obtain(session(device), dims, artifact_precision(stored), device.kind, build)
+            build = partial(build_module, dims, types, device.ref)
+            _compiled[key] = artifacts.obtain(session(device), dims, str(types), device.kind, build)
         return _compiled[key]
-
-
-def artifact_precision(stored: torch.dtype) -> str:
-    """Name the types that an artifact computes in, and reads the step's weights in."""
-    return COMPUTED if _name(stored) == COMPUTED else f"{COMPUTED}-{_name(stored)}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

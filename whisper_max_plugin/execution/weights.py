@@ -6,13 +6,17 @@ from collections.abc import Mapping
 
 import torch
 from max.driver import Buffer
+from max.dtype import DType
 from torch import Tensor
 
 from ..errors import PrecisionError
+from ..graphs.types import Types
 from ..precision import DEFAULT
+from .devices import Device
 
 ROWS_AT_A_TIME = 1024  # of a matrix that is looked at, so that no copy of a whole one is made
 MOST = 127  # of an int8: as many steps below zero as above it
+CONVOLUTIONS = ("encoder.conv1.weight", "encoder.conv2.weight")
 
 
 def stored_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
@@ -44,21 +48,37 @@ def chosen_dtype(state: Mapping[str, Tensor], precision: str) -> torch.dtype:
     return dtype
 
 
-def graph_weights(state: Mapping[str, Tensor], stored: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
+def types_for(state: Mapping[str, Tensor], precision: str, device: Device) -> Types:
+    """Return what graphs read and multiply for a `precision`.
+
+    On a GPU those of half width are what all products are of, and keys and values, as with upstream's ``fp16``.
+
+    Raises
+    ------
+    PrecisionError
+        if a weight is too large for it
+    """
+    stored = DType[_name(chosen_dtype(state, precision))]
+    return Types(stored, stored, stored) if device.computes_in_half and precision != DEFAULT else Types(stored)
+
+
+def graph_weights(state: Mapping[str, Tensor], types: Types, *, kernels: bool) -> dict[str, Tensor]:
     """Return what the graphs of a model read, for its `state`: tensors on the CPU, as float32.
 
-    Those that are contiguous float32 on the CPU already are shared with the model, not copied. For graphs of `kernels`
-    the decoder's matrices are in another layout: as `stored`, with the query, key and value projections of
-    self-attention in one. Those of int8 come beside the model's own, with scales.
+    Those that are contiguous float32 on the CPU already are shared with the model, not copied, but for the filters of
+    convolutions, whose taps come before their channels. For graphs of `kernels` the decoder's matrices are in another
+    layout: as stored, with the query, key and value projections of self-attention in one. Those of int8 come beside the
+    model's own, with scales. The other matrices are of the type of operands.
 
     Raises
     ------
     PrecisionError
         if a weight is not finite, which int8 has no value for
     """
+    stored, operands = torch_type(types.stored), torch_type(types.operands)
     converted = _stored(state) if kernels else []
     kept = state if stored == torch.int8 else [name for name in state if name not in converted]
-    weights = {name: _float32(state[name]) for name in kept}
+    weights = {name: _own(name, state[name], operands) for name in kept}
     for name in converted:
         if ".attn.query" in name:
             parts = [_float32(state[name.replace("query", part)]) for part in ("query", "key", "value")]
@@ -140,6 +160,23 @@ def _as_stored(name: str, matrix: Tensor, stored: torch.dtype) -> dict[str, Tens
             "leave out precision"
         )
     return {name: rounded, name.replace(".weight", ".scales"): scales}
+
+
+def _own(name: str, tensor: Tensor, operands: torch.dtype) -> Tensor:
+    own = _float32(tensor)
+    if name in CONVOLUTIONS:
+        own = own.transpose(1, 2).contiguous()  # (n_out, 3, n_in)
+    return own.to(operands) if name.endswith(".weight") and own.ndim > 1 else own
+
+
+def torch_type(dtype: DType) -> torch.dtype:
+    """Return what torch calls a type of MAX."""
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _float32(tensor: Tensor) -> Tensor:

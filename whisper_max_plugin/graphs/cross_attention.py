@@ -7,20 +7,20 @@ from max.graph import DeviceRef, Graph, Module, TensorType
 from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
+from .types import Types
 
 
-def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
+def build_cross_kv(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
     """Add the graph ``cross_kv`` to `module`: what every decoder layer attends to, once per window.
 
     Input: audio_features (n_audio, n_audio_ctx, n_audio_state).
     Outputs: key 0, value 0, key 1, value 1, …, each (n_audio, n_text_head, n_audio_ctx, head_dim).
     """
-    features_type = TensorType(dtype, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
-
-    layers = layers_for(dims, dtype, device, stored)
+    features_type = TensorType(DType.float32, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
+    layers = layers_for(dims, types, device)
 
     with Graph("cross_kv", input_types=[features_type], module=module, custom_extensions=layers.extensions) as graph:
-        xa = graph.inputs[0].tensor
+        xa = graph.inputs[0].tensor.cast(types.operands)
         graph.output(
             *(
                 layers.heads(
@@ -30,6 +30,7 @@ def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: 
                     dims.n_text_state,
                     dims.n_text_head,
                     bias=part != "key",
+                    out=types.cache,
                 )
                 for layer in range(dims.n_text_layer)
                 for part in ("key", "value")
@@ -37,7 +38,7 @@ def build_cross_kv(module: Module, dims: ModelDimensions, dtype: DType, device: 
         )
 
 
-def build_cross_scores(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
+def build_cross_scores(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
     """Add the graph ``cross_scores`` to `module`: one layer's scores, for word timestamps.
 
     It mirrors the ``qk`` that ``MultiHeadAttention.qkv_attention`` returns without SDPA. The query projection is
@@ -49,12 +50,12 @@ def build_cross_scores(module: Module, dims: ModelDimensions, dtype: DType, devi
     Output: scores (n_audio, n_text_head, n_query, n_audio_ctx).
     """
     n_state, n_head = dims.n_text_state, dims.n_text_head
-    layers = layers_for(dims, dtype, device, stored)
+    layers = layers_for(dims, types, device)
     input_types = [
-        TensorType(dtype, ["n_audio", "n_query", n_state], device),
-        TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, n_state // n_head], device),
-        TensorType(layers.stored, [n_state, n_state], device),
-        TensorType(dtype, [n_state], device),
+        TensorType(DType.float32, ["n_audio", "n_query", n_state], device),
+        TensorType(types.cache, ["n_audio", n_head, dims.n_audio_ctx, n_state // n_head], device),
+        TensorType(layers.decoder_matrix, [n_state, n_state], device),
+        TensorType(DType.float32, [n_state], device),
     ]
 
     with Graph("cross_scores", input_types=input_types, module=module, custom_extensions=layers.extensions) as graph:

@@ -7,17 +7,18 @@ from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorVa
 from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
-from .layers import host_scalar, layer_norm
+from .layers import host_scalar
+from .types import Types
 
 
-def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
+def build_decoder(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
     """Add the graph ``decoder`` to `module`; it mirrors ``whisper.model.TextDecoder.forward``.
 
     Every length is dynamic, so the same graph runs the prefill (many tokens), a step (one token) and the
     teacher-forced pass of word alignment. A batch is ``n_audio * n_group`` sequences: the group (beams, or
     best-of samples) of one audio shares its cross-attention keys and values, which are read once for all of them.
 
-    The weights are read as `stored`, as in the graph ``step``, see `layers_for`.
+    The weights are those that the graph ``step`` reads, see `layers_for`.
 
     Inputs
     ------
@@ -34,18 +35,18 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
     """
     n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
     head_dim = n_state // n_head
-    cache_type = BufferType(dtype, ["n_filled", "n_audio", "n_group", n_state], device)
-    cross_type = TensorType(dtype, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
+    cache_type = BufferType(types.cache, ["n_filled", "n_audio", "n_group", n_state], device)
+    cross_type = TensorType(types.cache, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
     input_types = [
         TensorType(DType.int64, ["n_audio", "n_group", "n_tokens"], device),
         TensorType(DType.int64, [], DeviceRef.CPU()),
-        TensorType(dtype, ["n_tokens", "n_filled"], device),
+        TensorType(DType.float32, ["n_tokens", "n_filled"], device),
         TensorType(DType.int64, ["n_rows"], device),
         *[cache_type] * (2 * n_layer),
         *[cross_type] * (2 * n_layer),
     ]
 
-    layers = layers_for(dims, dtype, device, stored)
+    layers = layers_for(dims, types, device)
     weights = layers.weights
 
     with Graph("decoder", input_types=input_types, module=module, custom_extensions=layers.extensions) as graph:
@@ -58,26 +59,27 @@ def build_decoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
         token_embedding = layers.token_embedding(dims.n_vocab, n_state)
         positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
         new = (slice(offset, offset + host_scalar(n_tokens)), n_tokens)
-        x = ops.gather(token_embedding, tokens, axis=0).cast(dtype) + ops.slice_tensor(positions, [new, slice(None)])
+        x = ops.gather(token_embedding, tokens, axis=0).cast(DType.float32)
+        x = x + ops.slice_tensor(positions, [new, slice(None)])
         x = ops.reshape(x, [batch, n_tokens, n_state])
 
         traces: list[TensorValue] = []
         for layer in range(n_layer):
             name = f"decoder.blocks.{layer}"
             keys, values = caches[2 * layer : 2 * layer + 2]
-            h = layer_norm(x, weights, f"{name}.attn_ln", n_state)
+            h = layers.norm(x, f"{name}.attn_ln", n_state)
             a = layers.causal_attention(h, f"{name}.attn", n_head, keys, values, offset, mask)
             x = layers.linear_add(a, f"{name}.attn.out", n_state, n_state, x)
 
-            h = layer_norm(x, weights, f"{name}.cross_attn_ln", n_state)
+            h = layers.norm(x, f"{name}.cross_attn_ln", n_state)
             q = layers.linear(h, f"{name}.cross_attn.query", n_state, n_state)
             # the sequences of a group become rows of one query
             q = ops.reshape(q, [n_audio, n_group * n_tokens, n_state])
             a = ops.reshape(layers.attention(q, *cross_kv[2 * layer : 2 * layer + 2]), [batch, n_tokens, n_state])
-            a = layers.linear(a, f"{name}.cross_attn.out", n_state, n_state)
-            traces += [h, a]
+            a = layers.linear(a, f"{name}.cross_attn.out", n_state, n_state, out=DType.float32)
+            traces += [h.cast(DType.float32), a]
             x = x + a
-            x = layers.mlp_add(layer_norm(x, weights, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
+            x = layers.mlp_add(layers.norm(x, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
 
-        read = layer_norm(ops.gather(x, rows, axis=1), weights, "decoder.ln", n_state)
+        read = layers.norm(ops.gather(x, rows, axis=1), "decoder.ln", n_state)
         graph.output(layers.logits(read, token_embedding), x, *traces)

@@ -8,16 +8,17 @@ from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
 from .layers import layer_norm
+from .types import Types
 
 
-def build_encoder(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
+def build_encoder(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
     """Add the graph ``encoder`` to `module`; it mirrors ``whisper.model.AudioEncoder.forward``.
 
     Input: mel (batch, n_mels, 2 * n_audio_ctx). Output: audio_features (batch, n_audio_ctx, n_audio_state).
     """
     n_state, n_head = dims.n_audio_state, dims.n_audio_head
-    mel_type = TensorType(dtype, ["batch", dims.n_mels, 2 * dims.n_audio_ctx], device)
-    layers = layers_for(dims, dtype, device, stored)
+    mel_type = TensorType(DType.float32, ["batch", dims.n_mels, 2 * dims.n_audio_ctx], device)
+    layers = layers_for(dims, types, device)
     weights = layers.weights
 
     with Graph("encoder", input_types=[mel_type], module=module, custom_extensions=layers.extensions) as graph:
@@ -28,11 +29,11 @@ def build_encoder(module: Module, dims: ModelDimensions, dtype: DType, device: D
 
         for layer in range(dims.n_audio_layer):
             name = f"encoder.blocks.{layer}"
-            h = layer_norm(x, weights, f"{name}.attn_ln", n_state)
+            h = layers.norm(x, f"{name}.attn_ln", n_state)
             q = layers.linear(h, f"{name}.attn.query", n_state, n_state)
             k = layers.heads(h, f"{name}.attn.key", n_state, n_state, n_head, bias=False)
             v = layers.heads(h, f"{name}.attn.value", n_state, n_state, n_head)
             x = layers.linear_add(layers.attention(q, k, v), f"{name}.attn.out", n_state, n_state, x)
-            x = layers.mlp_add(layer_norm(x, weights, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
+            x = layers.mlp_add(layers.norm(x, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
 
         graph.output(layer_norm(x, weights, "encoder.ln_post", n_state))

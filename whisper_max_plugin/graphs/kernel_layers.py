@@ -9,17 +9,15 @@ from whisper.model import ModelDimensions
 from . import kernels
 from .kernels import KERNELS, LARGEST_VECTOR
 from .layers import Layers, Weights, split_heads
+from .types import Types
 
 
-def layers_for(dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> Layers:
-    """Return the layers of one graph: of kernels where they can serve, as they can OpenAI's heads of 64.
-
-    `stored` is the type of the weights that the step reads.
-    """
+def layers_for(dims: ModelDimensions, types: Types, device: DeviceRef) -> Layers:
+    """Return the layers of one graph: of kernels where they can serve, as they can OpenAI's heads of 64."""
     if not has_kernels(dims):
-        return Layers(dtype, device)
+        return Layers(types, device)
     # What runs once for a window has time for the model's own weights, which are there anyway.
-    return OwnWeightLayers(dtype, device) if stored == DType.int8 else KernelLayers(dtype, device, stored)
+    return OwnWeightLayers(types, device) if types.stored == DType.int8 else KernelLayers(types, device)
 
 
 def has_kernels(dims: ModelDimensions) -> bool:
@@ -31,33 +29,44 @@ def has_kernels(dims: ModelDimensions) -> bool:
 class KernelLayers(Layers):
     """`Layers` whose products and attention are kernels.
 
-    The encoder's weights are the model's own. The decoder's are read as they are `stored` for the step.
+    The encoder's weights are the model's own, or of half width. The decoder's are read as they are stored for the step.
     """
 
     extensions = (KERNELS,)
 
-    def __init__(self, dtype: DType, device: DeviceRef, stored: DType) -> None:
-        super().__init__(dtype, device)
-        self.stored = stored
-        self._stored = Weights(stored, device)
+    def __init__(self, types: Types, device: DeviceRef) -> None:
+        super().__init__(types, device)
+        self._matrices = Weights(types.operands, device)
+        self._stored = Weights(types.stored, device)
+
+    @property
+    def decoder_matrix(self) -> DType:
+        return self.types.stored
 
     def _matrix(self, name: str, n_in: int, n_out: int) -> TensorValue:
         if name.startswith("decoder.") and not name.endswith((".cross_attn.key", ".cross_attn.value")):
             return self._stored(f"{name.replace('decoder.', 'stored.', 1)}.weight", n_out, n_in)
-        return self.weights(f"{name}.weight", n_out, n_in)
+        return self._matrices(f"{name}.weight", n_out, n_in)
+
+    def norm(self, x: TensorValue, name: str, n_state: int) -> TensorValue:
+        return super().norm(x, name, n_state).cast(self.types.operands)
 
     def conv_gelu(
         self, x: TensorValue, name: str, n_in: int, n_out: int, *, stride: int, positions: TensorValue | None = None
     ) -> TensorValue:
-        weight, bias = self.weights(f"{name}.weight", n_out, n_in, 3), self.weights(f"{name}.bias", n_out)
-        return kernels.conv_gelu(x, weight, bias, stride, positions)
+        weight, bias = self._matrices(f"{name}.weight", n_out, 3, n_in), self.weights(f"{name}.bias", n_out)
+        return kernels.conv_gelu(x.cast(self.types.operands), weight, bias, stride, positions)
 
-    def linear(self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
+    def linear(
+        self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True, out: DType | None = None
+    ) -> TensorValue:
         weight = self._matrix(name, n_in, n_out)
-        return self.product(x, weight, self.weights(f"{name}.bias", n_out) if bias else None)
+        return self.product(x, weight, self.weights(f"{name}.bias", n_out) if bias else None, out)
 
-    def product(self, x: TensorValue, weight: TensorValue, bias: TensorValue | None) -> TensorValue:
-        return kernels.matmul(x, weight) if bias is None else kernels.matmul_bias(x, weight, bias)
+    def product(
+        self, x: TensorValue, weight: TensorValue, bias: TensorValue | None, out: DType | None = None
+    ) -> TensorValue:
+        return kernels.matmul(x, weight, out) if bias is None else kernels.matmul_bias(x, weight, bias, out)
 
     def linear_add(self, x: TensorValue, name: str, n_in: int, n_out: int, residual: TensorValue) -> TensorValue:
         return kernels.matmul_bias_add(
@@ -69,9 +78,19 @@ class KernelLayers(Layers):
         hidden = kernels.matmul_bias_gelu(x, weight, bias)
         return self.linear_add(hidden, f"{name}.2", 4 * n_state, n_state, residual)
 
-    def heads(self, x: TensorValue, name: str, n_in: int, n_out: int, n_head: int, *, bias: bool = True) -> TensorValue:
+    def heads(
+        self,
+        x: TensorValue,
+        name: str,
+        n_in: int,
+        n_out: int,
+        n_head: int,
+        *,
+        bias: bool = True,
+        out: DType | None = None,
+    ) -> TensorValue:
         weight = self._matrix(name, n_in, n_out)
-        return kernels.heads(x, weight, self.weights(f"{name}.bias", n_out) if bias else None, n_head)
+        return kernels.heads(x, weight, self.weights(f"{name}.bias", n_out) if bias else None, n_head, out)
 
     def attention(self, q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
         return kernels.attention(q, keys, values)
@@ -94,6 +113,7 @@ class KernelLayers(Layers):
         return kernels.matmul_bias(x, self._stored(f"{stored}.qkv.weight", 3 * n_state, n_state), bias)
 
     def scores(self, q: TensorValue, keys: TensorValue) -> TensorValue:
+        keys = keys.cast(DType.float32)
         if not q.device.is_gpu():
             return super().scores(q, keys)
         head_dim = int(keys.shape[3])
@@ -103,14 +123,15 @@ class KernelLayers(Layers):
         return self._stored("stored.token_embedding.weight", n_vocab, n_state)
 
     def logits(self, x: TensorValue, token_embedding: TensorValue) -> TensorValue:
-        return kernels.matmul(x, token_embedding)
+        return kernels.matmul(x, token_embedding, DType.float32)
 
 
 class OwnWeightLayers(KernelLayers):
     """`KernelLayers` that read the model's own weights, and none that are stored for the step."""
 
-    def __init__(self, dtype: DType, device: DeviceRef) -> None:
-        super().__init__(dtype, device, stored=dtype)
+    @property
+    def decoder_matrix(self) -> DType:
+        return DType.float32
 
     def _matrix(self, name: str, n_in: int, n_out: int) -> TensorValue:
         return self.weights(f"{name}.weight", n_out, n_in)

@@ -1,4 +1,4 @@
-"""The operations in ``kernels/*.mojo`` as functions for graphs, in float32; weights may be of any type."""
+"""The operations in ``kernels/*.mojo`` as functions for graphs; weights, keys and values may be of any type."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, ops
+
+from .types import Types
 
 KERNELS = Path(__file__).parent.parent / "kernels"
 """What graphs take as ``custom_extensions``, and the compiler again for a module of graphs."""
@@ -26,18 +28,18 @@ def decoder_layers(
     memory: TensorValue,
     holders: TensorValue,
     positions: TensorValue,
-    stored: DType,
+    types: Types,
     n_audio_ctx: int,
     head_dim: int,
 ) -> TensorValue:
     """Return what the decoder's layers make of one token per sequence, x (batch, n_state); on the CPU only.
 
-    parameters (n_layer, ADDRESSES) int64, see `weights.addresses`, of matrices that are `stored`; memory, holders and
-    positions as in `self_attention`.
+    parameters (n_layer, ADDRESSES) int64, see `weights.addresses`; memory, holders and positions as in
+    `self_attention`.
     """
     operands = [x, parameters, memory, holders, positions, _number(n_audio_ctx)]
-    types: dict[str, bool | int | str | DType] = {"type": stored, "head_dim": head_dim}
-    return ops.custom("whisper_decoder_layers", x.device, operands, [x.type], parameters=types)[0].tensor
+    settings = {"type": types.stored, **_parameters(types.cache, head_dim)}
+    return ops.custom("whisper_decoder_layers", x.device, operands, [x.type], parameters=settings)[0].tensor
 
 
 def project(logits: BufferValue, x: TensorValue, weight: TensorValue, scales: TensorValue | None = None) -> None:
@@ -72,10 +74,11 @@ def self_attention(
     memory: TensorValue,
     holders: TensorValue,
     positions: TensorValue,
+    cache: DType,
     layer: int,
     head_dim: int,
 ) -> TensorValue:
-    """Write one token's keys and values into the caches, and attend to all up to it.
+    """Write one token's keys and values into the caches, of the type `cache`, and attend to all up to it.
 
     qkv (batch, 3 * n_state); memory (n_audio, 1 + 4 * n_layer) int64, see `step_inputs.StepInputs`; holders (batch,
     n_text_ctx) int32, the row of the cache that holds a sequence's entry at each position; positions (batch) int64.
@@ -83,13 +86,15 @@ def self_attention(
     """
     out = TensorType(qkv.dtype, [qkv.shape[0], int(qkv.shape[1]) // 3], qkv.device)
     operands = [qkv, memory, holders, positions, _number(layer)]
-    parameters = {"head_dim": head_dim}
+    parameters = _parameters(cache, head_dim)
     return ops.custom("whisper_self_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor
 
 
-def cross_attention(q: TensorValue, memory: TensorValue, layer: int, n_audio_ctx: int, head_dim: int) -> TensorValue:
-    """Attend with q (batch, n_state) to the audio of windows; memory as in `self_attention`."""
-    parameters = {"head_dim": head_dim}
+def cross_attention(
+    q: TensorValue, memory: TensorValue, cache: DType, layer: int, n_audio_ctx: int, head_dim: int
+) -> TensorValue:
+    """Attend with q (batch, n_state) to the audio of windows; memory and cache as in `self_attention`."""
+    parameters = _parameters(cache, head_dim)
     operands = [q, memory, _number(layer), _number(n_audio_ctx)]
     if not q.device.is_gpu():
         return ops.custom("whisper_cross_attention", q.device, operands, [q.type], parameters=parameters)[0].tensor
@@ -98,7 +103,8 @@ def cross_attention(q: TensorValue, memory: TensorValue, layer: int, n_audio_ctx
     n_parts = -(-n_audio_ctx // KEYS_OF_A_BLOCK)
     parts = TensorType(q.dtype, [n_audio * n_head, n_parts, q.shape[0] // n_audio, head_dim + 2], q.device)
     (merged,) = ops.custom("whisper_cross_attention_parts", q.device, operands, [parts], parameters=parameters)
-    return ops.custom("whisper_cross_attention_merge", q.device, [merged], [q.type], parameters=parameters)[0].tensor
+    merge = {"head_dim": head_dim}
+    return ops.custom("whisper_cross_attention_merge", q.device, [merged], [q.type], parameters=merge)[0].tensor
 
 
 def search(
@@ -133,14 +139,17 @@ def follow(
     ops.inplace_custom("whisper_follow", tokens.device, operands)
 
 
-def matmul(x: TensorValue, weight: TensorValue) -> TensorValue:
-    """Return ``x @ weight.T`` for x (batch, length, k) of any number of rows, and weight (n, k)."""
-    return _matmul("whisper_matmul", x, weight)
+def matmul(x: TensorValue, weight: TensorValue, out: DType | None = None) -> TensorValue:
+    """Return ``x @ weight.T``, as x or `out`, for x (batch, length, k) of any number of rows, and weight (n, k).
+
+    If x is of half width, on a GPU, tensor cores multiply, and weight is of the same type.
+    """
+    return _matmul("whisper_matmul", x, weight, out=out)
 
 
-def matmul_bias(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
+def matmul_bias(x: TensorValue, weight: TensorValue, bias: TensorValue, out: DType | None = None) -> TensorValue:
     """Return ``x @ weight.T + bias``."""
-    return _matmul("whisper_matmul_bias", x, weight, bias)
+    return _matmul("whisper_matmul_bias", x, weight, bias, out=out)
 
 
 def matmul_bias_gelu(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
@@ -149,31 +158,33 @@ def matmul_bias_gelu(x: TensorValue, weight: TensorValue, bias: TensorValue) -> 
 
 
 def matmul_bias_add(x: TensorValue, weight: TensorValue, bias: TensorValue, residual: TensorValue) -> TensorValue:
-    """Return ``x @ weight.T + bias + residual``."""
-    return _matmul("whisper_matmul_bias_add", x, weight, bias, residual)
+    """Return ``x @ weight.T + bias + residual``, as the residual."""
+    return _matmul("whisper_matmul_bias_add", x, weight, bias, residual, out=residual.dtype)
 
 
-def heads(x: TensorValue, weight: TensorValue, bias: TensorValue | None, n_head: int) -> TensorValue:
+def heads(
+    x: TensorValue, weight: TensorValue, bias: TensorValue | None, n_head: int, out: DType | None = None
+) -> TensorValue:
     """Return ``x @ weight.T + bias`` as (batch, n_head, length, head_dim) of x (batch, length, k)."""
     batch, length, _ = x.shape
-    out = TensorType(x.dtype, [batch, n_head, length, int(weight.shape[0]) // n_head], x.device)
+    result = TensorType(out or x.dtype, [batch, n_head, length, int(weight.shape[0]) // n_head], x.device)
     if bias is None:
-        return ops.custom("whisper_heads", x.device, [x, weight], [out])[0].tensor
-    return ops.custom("whisper_heads_bias", x.device, [x, weight, bias], [out])[0].tensor
+        return ops.custom("whisper_heads", x.device, [x, weight], [result])[0].tensor
+    return ops.custom("whisper_heads_bias", x.device, [x, weight, bias], [result])[0].tensor
 
 
 def conv_gelu(
     x: TensorValue, weight: TensorValue, bias: TensorValue, stride: int, positions: TensorValue | None
 ) -> TensorValue:
-    """Return the GELU of a convolution of width 3 and padding 1, plus positions (length / stride, n_out).
+    """Return the GELU of a convolution of width 3 and padding 1, plus positions (length / stride, n_out), as those.
 
-    x (batch, length, n_in), its length a multiple of the stride; weight (n_out, n_in, 3).
+    x (batch, length, n_in), its length a multiple of the stride; weight (n_out, 3, n_in).
     """
     batch, length, _ = x.shape
-    out = TensorType(x.dtype, [batch, length // stride, weight.shape[0]], x.device)
-    name, operands = "whisper_conv_gelu", [x, weight, bias]
+    name, operands, dtype = "whisper_conv_gelu", [x, weight, bias], x.dtype
     if positions is not None:
-        name, operands = "whisper_conv_gelu_add", [*operands, positions]
+        name, operands, dtype = "whisper_conv_gelu_add", [*operands, positions], positions.dtype
+    out = TensorType(dtype, [batch, length // stride, weight.shape[0]], x.device)
     return ops.custom(name, x.device, operands, [out], parameters={"stride": stride})[0].tensor
 
 
@@ -204,13 +215,19 @@ def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, h
     return ops.inplace_custom("whisper_causal_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor
 
 
-def _matmul(name: str, x: TensorValue, weight: TensorValue, *operands: TensorValue) -> TensorValue:
-    out = TensorType(x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
-    return ops.custom(name, x.device, [x, weight, *operands], [out])[0].tensor
+def _matmul(
+    name: str, x: TensorValue, weight: TensorValue, *operands: TensorValue, out: DType | None = None
+) -> TensorValue:
+    result = TensorType(out or x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
+    return ops.custom(name, x.device, [x, weight, *operands], [result])[0].tensor
 
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:
     return TensorType(x.dtype, [x.shape[0], weight.shape[0]], x.device)
+
+
+def _parameters(cache: DType, head_dim: int) -> dict[str, bool | int | str | DType]:
+    return {"of_kv": cache, "head_dim": head_dim}
 
 
 def _number(value: int) -> TensorValue:

@@ -8,6 +8,8 @@ from pathlib import Path
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, DimLike, Graph, TensorValue, Weight, ops
 
+from .types import Types
+
 LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which upstream keeps
 
 
@@ -32,25 +34,38 @@ class Weights:
 
 
 class Layers:
-    """One graph's layers. Activations are (batch, length, n_state), heads (batch, n_head, length, head_dim).
+    """One graph's layers, in float32.
 
+    Activations are (batch, length, n_state), heads (batch, n_head, length, head_dim).
     `KernelLayers` computes the same with kernels of our own, and `layers_for` tells which a graph takes.
     """
 
     extensions: Sequence[Path] = ()
     """The graph's ``custom_extensions``."""
 
-    def __init__(self, dtype: DType, device: DeviceRef) -> None:
-        self.weights = Weights(dtype, device)
-        self.stored = dtype  # the type of the decoder's matrices
+    def __init__(self, types: Types, device: DeviceRef) -> None:
+        self.types = types
+        self.weights = Weights(DType.float32, device)
+
+    @property
+    def decoder_matrix(self) -> DType:
+        """The type of the decoder's matrices."""
+        return DType.float32
+
+    def norm(self, x: TensorValue, name: str, n_state: int) -> TensorValue:
+        """Return `layer_norm`, as what products are of."""
+        return layer_norm(x, self.weights, name, n_state)
 
     def conv_gelu(
         self, x: TensorValue, name: str, n_in: int, n_out: int, *, stride: int, positions: TensorValue | None = None
     ) -> TensorValue:
-        """Mirror a ``Conv1d`` of width 3 and padding 1, and ``F.gelu``; then add positions (length / stride, n_out)."""
+        """Mirror a ``Conv1d`` of width 3 and padding 1, and ``F.gelu``; then add positions (length / stride, n_out).
+
+        Its filters are (n_out, 3, n_in), so that what is multiplied lies side by side.
+        """
         y = ops.conv2d(  # of height 1
             ops.unsqueeze(x, 1),
-            ops.unsqueeze(ops.permute(self.weights(f"{name}.weight", n_out, n_in, 3), [2, 1, 0]), 0),
+            ops.unsqueeze(ops.permute(self.weights(f"{name}.weight", n_out, 3, n_in), [1, 2, 0]), 0),
             stride=(1, stride),
             padding=(0, 0, 1, 1),
             bias=self.weights(f"{name}.bias", n_out),
@@ -58,13 +73,17 @@ class Layers:
         y = ops.gelu(ops.squeeze(y, 1))
         return y if positions is None else y + positions
 
-    def linear(self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True) -> TensorValue:
-        """Mirror ``whisper.model.Linear``: ``x @ weight.T + bias``."""
+    def linear(
+        self, x: TensorValue, name: str, n_in: int, n_out: int, *, bias: bool = True, out: DType | None = None
+    ) -> TensorValue:
+        """Mirror ``whisper.model.Linear``: ``x @ weight.T + bias``, as x or `out`."""
         weight = self.weights(f"{name}.weight", n_out, n_in)
-        return self.product(x, weight, self.weights(f"{name}.bias", n_out) if bias else None)
+        return self.product(x, weight, self.weights(f"{name}.bias", n_out) if bias else None, out)
 
-    def product(self, x: TensorValue, weight: TensorValue, bias: TensorValue | None) -> TensorValue:
-        """Return ``x @ weight.T + bias`` of a decoder's weight, which has the type `stored`."""
+    def product(
+        self, x: TensorValue, weight: TensorValue, bias: TensorValue | None, out: DType | None = None
+    ) -> TensorValue:
+        """Return ``x @ weight.T + bias``, as x or `out`."""
         y = x @ ops.transpose(weight, 0, 1)
         return y if bias is None else y + bias
 
@@ -77,9 +96,19 @@ class Layers:
         hidden = ops.gelu(self.linear(x, f"{name}.0", n_state, 4 * n_state))
         return self.linear_add(hidden, f"{name}.2", 4 * n_state, n_state, residual)
 
-    def heads(self, x: TensorValue, name: str, n_in: int, n_out: int, n_head: int, *, bias: bool = True) -> TensorValue:
+    def heads(
+        self,
+        x: TensorValue,
+        name: str,
+        n_in: int,
+        n_out: int,
+        n_head: int,
+        *,
+        bias: bool = True,
+        out: DType | None = None,
+    ) -> TensorValue:
         """Return `linear` as heads."""
-        return split_heads(self.linear(x, name, n_in, n_out, bias=bias), n_head)
+        return split_heads(self.linear(x, name, n_in, n_out, bias=bias, out=out), n_head)
 
     def attention(self, q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
         """Softmax attention of q (batch, length, n_state) to the heads `keys` and `values`."""

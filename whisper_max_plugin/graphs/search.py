@@ -9,7 +9,7 @@ from whisper.model import ModelDimensions
 from .kernels import KERNELS, search
 
 
-def build_search(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef) -> None:
+def build_search(module: Module, dims: ModelDimensions, device: DeviceRef) -> None:
     """Add the graph ``search`` to `module`: what a `DecodingTask` does with logits, as far as it is arithmetic.
 
     It mirrors ``SuppressTokens``, ``SuppressBlank`` and ``ApplyTimestampRules``, followed by a log-softmax and its k
@@ -23,8 +23,8 @@ def build_search(module: Module, dims: ModelDimensions, dtype: DType, device: De
     """
     input_types = [
         BufferType(DType.int64, ["batch", "k"], device),
-        BufferType(dtype, ["batch", "k"], device),
-        BufferType(dtype, ["batch", dims.n_vocab], device),
+        BufferType(DType.float32, ["batch", "k"], device),
+        BufferType(DType.float32, ["batch", dims.n_vocab], device),
         TensorType(DType.int64, ["n_suppressed"], device),
         TensorType(DType.int64, ["batch", 4], device),
     ]

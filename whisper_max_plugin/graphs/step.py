@@ -20,13 +20,14 @@ from .kernels import (
     self_attention,
 )
 from .layers import Weights, layer_norm
+from .types import Types
 
 
-def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: DeviceRef, stored: DType) -> None:
+def build_step(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
     """Add the graph ``step`` to `module`: ``decoder`` for one token, which is most of what decoding does.
 
     A step reads every weight for a few rows, so memory is what it waits for: the linear layers' weights are read
-    as they are `stored`, float16 for OpenAI's checkpoints, and multiplied and summed up in `dtype`. Weights of int8
+    as they are stored, float16 for OpenAI's checkpoints, and multiplied and summed up in float32. Weights of int8
     have a scale for each row; the tokens' embeddings are the model's own then.
 
     Every input is memory that stays the same from step to step. A run writes all that the next one reads, so that
@@ -51,12 +52,12 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
         BufferType(DType.int64, ["n_audio", "n_group"], device),
         BufferType(DType.int64, ["batch"], device),  # positions
         BufferType(DType.int64, ["batch", "k"], device),  # ids
-        BufferType(dtype, ["batch", "k"], device),  # logprobs
-        BufferType(dtype, ["batch", dims.n_vocab], device),  # logits
+        BufferType(DType.float32, ["batch", "k"], device),  # logprobs
+        BufferType(DType.float32, ["batch", dims.n_vocab], device),  # logits
         BufferType(DType.int64, ["batch", 4], device),  # ranges
         BufferType(DType.int64, ["batch"], device),  # stamps
         BufferType(DType.int64, [dims.n_text_ctx, "batch"], device),  # chosen
-        BufferType(dtype, [dims.n_text_ctx, "batch"], device),  # chosen_logprobs
+        BufferType(DType.float32, [dims.n_text_ctx, "batch"], device),  # chosen_logprobs
         TensorType(DType.int64, ["n_suppressed"], device),
         TensorType(DType.int64, [3], device),  # rules
         TensorType(DType.int32, ["batch", dims.n_text_ctx], device),  # holders
@@ -64,7 +65,7 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
     ]
 
     with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
-        weights, stored_weights = Weights(dtype, device), Weights(stored, device)
+        weights, stored_weights = Weights(DType.float32, device), Weights(types.stored, device)
         buffers, tensors = graph.inputs[:9], graph.inputs[9:]
         tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (x.buffer for x in buffers)
         suppressed, rules, holders, memory = (x.tensor for x in tensors)
@@ -73,20 +74,21 @@ def build_step(module: Module, dims: ModelDimensions, dtype: DType, device: Devi
 
         token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
         projection = [token_embedding]
-        if stored == DType.int8:
+        if types.stored == DType.int8:
             projection.append(weights("stored.token_embedding.scales", dims.n_vocab))
             token_embedding = weights("decoder.token_embedding.weight", dims.n_vocab, n_state)
         position_table = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
-        x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(dtype)
+        x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(DType.float32)
         x = ops.rebind(x, [batch, n_state])
         x = x + ops.gather(position_table, at, axis=0)  # (batch, n_state)
 
         if device.is_cpu():
             addresses = Weights(DType.int64, device)("stored.addresses", n_layer, ADDRESSES)
-            x = decoder_layers(x, addresses, memory, holders, at, stored, dims.n_audio_ctx, head_dim)
+            x = decoder_layers(x, addresses, memory, holders, at, types, dims.n_audio_ctx, head_dim)
         else:
+            of_text = memory, holders, at
             for layer in range(n_layer):
-                x = _layer(x, layer, weights, stored_weights, memory, holders, at, dims.n_audio_ctx, head_dim)
+                x = _layer(x, layer, weights, stored_weights, *of_text, types.cache, dims.n_audio_ctx, head_dim)
 
         x = layer_norm(x, weights, "decoder.ln", n_state)
         project(logits, x, *projection)
@@ -103,6 +105,7 @@ def _layer(
     memory: TensorValue,
     holders: TensorValue,
     positions: TensorValue,
+    cache: DType,
     n_audio_ctx: int,
     head_dim: int,
 ) -> TensorValue:
@@ -116,12 +119,12 @@ def _layer(
 
     h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
     qkv = linear(h, *product("attn.qkv", 3 * n_state, n_state))
-    a = self_attention(qkv, memory, holders, positions, layer, head_dim)
+    a = self_attention(qkv, memory, holders, positions, cache, layer, head_dim)
     x = linear_add(a, x, *product("attn.out", n_state, n_state))
 
     h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
     q = linear(h, *product("cross_attn.query", n_state, n_state))
-    a = cross_attention(q, memory, layer, n_audio_ctx, head_dim)
+    a = cross_attention(q, memory, cache, layer, n_audio_ctx, head_dim)
     x = linear_add(a, x, *product("cross_attn.out", n_state, n_state))
 
     h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)

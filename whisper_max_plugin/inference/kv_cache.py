@@ -12,6 +12,7 @@ from max.driver import Buffer
 from torch import Tensor, nn
 
 from ..execution.step_inputs import SearchInputs, SearchKind, StepInputs
+from ..execution.weights import torch_type
 
 if TYPE_CHECKING:
     from ..execution.engine import CrossKV, Engine
@@ -38,6 +39,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._n_text_ctx = decoder.positional_embedding.shape[0]
         self._n_head = decoder.blocks[0].cross_attn.n_head
         self._n_vocab = decoder.token_embedding.num_embeddings
+        self._runtime = decoder.runtime
         self._device = decoder.runtime.device
         self.clear()
         self.update(entries or {})
@@ -178,7 +180,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         n_filled = self.n_filled + n_tokens
         for module in self._self_modules:
             if module not in self._storage:
-                self._storage[module] = self._device.empty((self._n_text_ctx, batch, module.out_features))
+                self._storage[module] = self._empty(batch, module.out_features)
                 self._memory = None
         if self._batch != batch:
             raise RuntimeError(f"the kv_cache holds {self._batch} sequences, but {batch} were given")
@@ -200,14 +202,18 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         """Return new memory for entries of a batch, of which `filled` (n_filled, rows, n_state) are the first."""
         n_filled, rows, n_state = filled.shape
         self._memory = None
-        storage = self._device.empty((self._n_text_ctx, batch, n_state))
+        storage = self._empty(batch, n_state)
         if self._device.shares_memory:
             self._device.get(storage)[:n_filled, :rows] = filled
         elif n_filled > 0:
-            front = torch.zeros(n_filled, batch, n_state)
+            front = torch.zeros(n_filled, batch, n_state, dtype=torch_type(storage.dtype))
             front[:, :rows] = filled
             self._device.write(storage[:n_filled, :, :], front)
         return storage
+
+    def _empty(self, batch: int, n_state: int) -> Buffer:
+        assert self.engine is not None, "the type of entries is the engine's"
+        return self._device.empty((self._n_text_ctx, batch, n_state), self.engine.types.cache)
 
     # -- the mapping that upstream's callers see -----------------------------------------------------------------
 
@@ -215,14 +221,15 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._put_in_order()
         if module in self._storage:
             filled = self._storage[module][: self._n_filled[module], :, :]
-            return self._device.get(filled).transpose(0, 1)
+            return self._device.get(filled).transpose(0, 1).float()
         heads = self._device.get(self._cross[module])
-        return heads.transpose(1, 2).flatten(2)  # (n_audio, n_audio_ctx, n_state)
+        return heads.transpose(1, 2).flatten(2).float()  # (n_audio, n_audio_ctx, n_state)
 
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
         self._put_in_order()
         self._search = self._memory = self._holders = None
-        x = x.detach().to("cpu", torch.float32)
+        self.engine = self.engine or self._runtime.engine(x.dtype)
+        x = x.detach().to("cpu", torch_type(self.engine.types.cache))
         if module in self._self_modules:
             self._storage[module] = self._stored(x.transpose(0, 1), x.shape[0])  # a copy: x may be a view of the old
             self._n_filled[module] = x.shape[1]

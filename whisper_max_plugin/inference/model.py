@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from whisper.model import Whisper
 
 from ..execution.devices import HOST, Device
 from ..execution.threads import OneTorchThread
-from ..precision import DEFAULT
+from ..graphs import Types
 from .decoding import decode as decode_function
 from .kv_cache import KVCache
 from .modules import MaxAudioEncoder, MaxTextDecoder
@@ -24,6 +25,17 @@ class MaxWhisper(Whisper):
     """
 
     decode = decode_function
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and inputs have to be.
+
+        While graphs run on a GPU that is "cpu:0". Upstream's functions give up ``fp16`` on a model whose device equals
+        "cpu", and the graphs of a GPU do not.
+        """
+        device: torch.device = super().device
+        half = self.decoder.runtime.device.computes_in_half
+        return torch.device("cpu", 0) if half and device == torch.device("cpu") else device
 
     def install_kv_cache_hooks(
         self, cache: Mapping[nn.Module, Tensor] | None = None
@@ -49,10 +61,24 @@ class MaxWhisper(Whisper):
         return KVCache(self.decoder, cache), [OneTorchThread()]
 
 
-def accelerate(model: Whisper, device: Device = HOST, precision: str = DEFAULT) -> MaxWhisper:
+def accelerate(
+    model: Whisper,
+    device: Device = HOST,
+    precision: str | None = None,
+    verify: Callable[[Types], None] | None = None,
+) -> MaxWhisper:
     """Turn `model`, in place, into one that runs on MAX graphs; its parameters stay where they are.
 
     The graphs are compiled here, or found in the cache, so that whatever can fail fails now.
+
+    Parameters
+    ----------
+    model : Whisper
+    device : Device
+    precision : str | None
+        one of `precision.PRECISIONS`, or None for what `Runtime.engine` decides
+    verify : Callable[[Types], None] | None
+        called before graphs of some types are used for the first time
 
     Raises
     ------
@@ -68,7 +94,7 @@ def accelerate(model: Whisper, device: Device = HOST, precision: str = DEFAULT) 
     model.__class__ = MaxWhisper
     model.encoder.__class__ = MaxAudioEncoder
     model.decoder.__class__ = MaxTextDecoder
-    runtime = Runtime(model.dims, model.encoder, model.decoder, device, precision)
+    runtime = Runtime(model.dims, model.encoder, model.decoder, device, precision, verify)
     model.encoder.runtime = model.decoder.runtime = runtime
     runtime.engine()
     return model

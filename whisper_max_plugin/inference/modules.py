@@ -55,7 +55,7 @@ class MaxAudioEncoder(AudioEncoder):
             return super().forward(x)
         if self.conv1._forward_hooks:
             run_forward_hooks("encoder.conv1", self.conv1, (x,), self.conv1.forward(x))
-        features = self.runtime.encode(mel)
+        features = self.runtime.encode(mel, x.dtype)
         return features.to(x.device, x.dtype)
 
 
@@ -108,8 +108,8 @@ class MaxTextDecoder(TextDecoder):
             return logits if rows is None else logits[:, list(rows)]
 
         cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self)
-        engine = cache.engine = cache.engine or self.runtime.engine()
-        cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(_to_host(xa))
+        engine = cache.engine = cache.engine or self.runtime.engine(xa.dtype)
+        cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(_to_host(xa), engine)
         if self.token_embedding._forward_hooks:
             run_forward_hooks("decoder.token_embedding", self.token_embedding, (x,), self.token_embedding.forward(x))
         n_audio = xa.shape[0]

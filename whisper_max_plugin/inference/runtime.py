@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ..execution.devices import Device
 from ..execution.engine import CrossKV, Engine
 from ..execution.threads import one_torch_thread
+from ..execution.weights import types_for
+from ..graphs import Types
 from ..precision import DEFAULT
 from ..report import REPORT
 
@@ -47,6 +49,13 @@ class Runtime:
     cross-attention keys and values, and both are compared by content: what is equal is computed once.
 
     Copies and pickles carry no graphs: the copy binds its own parameters when it first runs.
+
+    Attributes
+    ----------
+    precision : str | None
+        what all passes are computed in, or None, see `engine`
+    verify : Callable[[Types], None] | None
+        called before graphs of some types are bound for the first time; what it raises, `engine` raises
     """
 
     def __init__(
@@ -55,11 +64,13 @@ class Runtime:
         encoder: AudioEncoder,
         decoder: TextDecoder,
         device: Device,
-        precision: str = DEFAULT,
+        precision: str | None = None,
+        verify: Callable[[Types], None] | None = None,
     ) -> None:
         self.dims = dims
         self.device = device
         self.precision = precision
+        self.verify = verify
         self._modules: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
         self._forget()
 
@@ -68,7 +79,7 @@ class Runtime:
         # so that its hooks see no other thread's pass.
         self.passes = threading.RLock()
         self._lock = threading.RLock()
-        self._engine: Engine | None = None
+        self._engines: dict[str, Engine] = {}  # by their precision
         self._fingerprint: _Fingerprint | None = None
         self._window = _Window()
 
@@ -77,6 +88,7 @@ class Runtime:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.verify = None
         self._forget()
 
     @contextmanager
@@ -85,8 +97,11 @@ class Runtime:
         with self.passes, one_torch_thread():
             yield
 
-    def engine(self) -> Engine:
+    def engine(self, dtype: torch.dtype = torch.float16) -> Engine:
         """Return the engine that computes with the model's current parameters.
+
+        If the model was loaded for no precision, the numbers that a caller brings decide on a GPU, as with upstream,
+        whose option ``fp16`` makes them float16; on the CPU everything is float32 then.
 
         Parameters that were replaced or written to since (``load_state_dict``, ``half()``, ``p.data.copy_()``) are
         bound anew, so that graphs never compute with weights that the model no longer has.
@@ -102,15 +117,28 @@ class Runtime:
         """
         with self._lock:
             state = {f"{part}.{name}": x for part, module in self._modules.items() for name, x in _tensors(module)}
-            if self._engine is None or self._fingerprint is None or not self._fingerprint.fits(state):
-                self._engine = Engine(self.dims, state, self.device, self.precision)
-                self._fingerprint = _Fingerprint(state)
-            return self._engine
+            if self._fingerprint is None or not self._fingerprint.fits(state):
+                self._engines, self._fingerprint = {}, None
+            precision = self.precision or self._precision_of(dtype)
+            if precision not in self._engines:
+                if self.verify is not None:
+                    self.verify(types_for(state, precision, self.device))
+                self._engines[precision] = Engine(self.dims, state, self.device, precision)
+                self._fingerprint = self._fingerprint or _Fingerprint(state)
+            return self._engines[precision]
 
-    def encode(self, mel: Tensor) -> Tensor:
-        """Encode mel (B, n_mels, 2 * n_audio_ctx), float32 on the host, unless it is the latest one again."""
+    def _precision_of(self, dtype: torch.dtype) -> str:
+        if not self.device.computes_in_half or dtype not in (torch.float16, torch.bfloat16):
+            return DEFAULT
+        return str(dtype).removeprefix("torch.")
+
+    def encode(self, mel: Tensor, dtype: torch.dtype) -> Tensor:
+        """Encode mel (B, n_mels, 2 * n_audio_ctx), float32 on the host, unless it is the latest one again.
+
+        The caller's own numbers were of `dtype`, see `engine`.
+        """
         with self._lock:
-            engine, window = self.engine(), self._window
+            engine, window = self.engine(dtype), self._window
             if _is_known(window.encoded, engine, mel):
                 REPORT.encoder_run_saved()
             else:
@@ -119,10 +147,10 @@ class Runtime:
             features: Tensor = window.encoded.output
             return features.clone()  # the caller may write to it
 
-    def cross_kv(self, audio_features: Tensor) -> CrossKV:
+    def cross_kv(self, audio_features: Tensor, engine: Engine) -> CrossKV:
         """Project audio_features (n_audio, n_audio_ctx, n_audio_state), unless they are the latest ones again."""
         with self._lock:
-            engine, window = self.engine(), self._window
+            window = self._window
             if not _is_known(window.projected, engine, audio_features):
                 window.projected = None
                 window.projected = _Computed(

@@ -15,12 +15,12 @@ comptime GROUP = 5  # queries that read keys and values together: the beams of o
 
 @always_inline
 def attend[
-    rows: Int, head_dim: Int, indirect: Bool = False
+    type: DType, of_kv: DType, //, rows: Int, head_dim: Int, indirect: Bool = False
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    q: Pointer[Scalar[DType.float32], ...],
-    k: Pointer[Scalar[DType.float32], ...],
-    v: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    q: Pointer[Scalar[type], ...],
+    k: Pointer[Scalar[of_kv], ...],
+    v: Pointer[Scalar[of_kv], ...],
     holders: Pointer[Scalar[DType.int32], ...],
     row_stride: Int,
     key_stride: Int,
@@ -40,7 +40,7 @@ def attend[
     var qs = Array[Floats, rows * lanes](fill=Floats(0))
     comptime for r in range(rows):
         comptime for i in range(lanes):
-            qs[r * lanes + i] = q.unsafe_load[width=WIDTH](r * row_stride + i * WIDTH) * scale
+            qs[r * lanes + i] = q.unsafe_load[width=WIDTH](r * row_stride + i * WIDTH).cast[DType.float32]() * scale
 
     @always_inline
     def offset(t: Int) {imm} -> Int:
@@ -55,7 +55,7 @@ def attend[
         comptime for j in range(n):
             var key = k.unsafe_offset(offset(t + j))
             comptime for i in range(lanes):
-                var ks = key.unsafe_load[width=WIDTH](i * WIDTH)
+                var ks = key.unsafe_load[width=WIDTH](i * WIDTH).cast[DType.float32]()
                 comptime for r in range(rows):
                     products[r * n + j] = ks.fma(qs[r * lanes + i], products[r * n + j])
         comptime for r in range(rows):
@@ -87,24 +87,24 @@ def attend[
     for t in range(n_keys):
         var value = v.unsafe_offset(offset(t))
         comptime for i in range(lanes):
-            var vs = value.unsafe_load[width=WIDTH](i * WIDTH)
+            var vs = value.unsafe_load[width=WIDTH](i * WIDTH).cast[DType.float32]()
             comptime for r in range(rows):
                 sums[r * lanes + i] = vs.fma(p[unsafe_offset = r * padded + t], sums[r * lanes + i])
     comptime for r in range(rows):
         comptime for i in range(lanes):
-            y.unsafe_store(r * row_stride + i * WIDTH, sums[r * lanes + i] * inverse[r])
+            y.unsafe_store(r * row_stride + i * WIDTH, (sums[r * lanes + i] * inverse[r]).cast[type]())
 
 
 @always_inline
 def self_attention_part[
-    head_dim: Int
+    of_kv: DType, //, head_dim: Int
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     qkv: Pointer[Scalar[DType.float32], ...],
     memory: Table,
     holders: Pointer[Scalar[DType.int32], ...],
     positions: Pointer[Scalar[DType.int64], ...],
-    places: Places,
+    places: Places[of_kv],
     n_group: Int,
     n_text_ctx: Int,
     n_state: Int,
@@ -123,8 +123,8 @@ def self_attention_part[
     var source = qkv.unsafe_offset(b * 3 * n_state + head)
     var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
     for i in range(0, head_dim, WIDTH):
-        keys.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i))
-        values.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i))
+        keys.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i).cast[of_kv]())
+        values.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i).cast[of_kv]())
     attend[1, head_dim, indirect=True](
         y.unsafe_offset(b * n_state + head), source, keys, values, holder, n_state, key_stride, last + 1
     )
@@ -132,12 +132,12 @@ def self_attention_part[
 
 @always_inline
 def cross_attention_part[
-    head_dim: Int
+    of_kv: DType, //, head_dim: Int
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     q: Pointer[Scalar[DType.float32], ...],
     memory: Table,
-    places: Places,
+    places: Places[of_kv],
     n_group: Int,
     n_keys: Int,
     n_state: Int,
@@ -171,7 +171,7 @@ def cross_attention_part[
 
 
 @extensibility.register("whisper_self_attention")
-struct SelfAttention[head_dim: Int]:
+struct SelfAttention[of_kv: DType, head_dim: Int]:
     """Write one token's keys and values into the cache at its position, and attend to all up to it.
 
     y (batch, n_state), batch being n_audio * n_group; qkv (batch, 3 * n_state); memory (n_audio, 1 + 4 * n_layer), see
@@ -196,7 +196,7 @@ struct SelfAttention[head_dim: Int]:
         var n_state = y.dim_size(1)
         var n_head = n_state // Self.head_dim
         var n_group = batch // memory.dim_size(0)
-        var places = Places(memory.dim_size(1), Int(layer))
+        var places = Places[Self.of_kv](memory.dim_size(1), Int(layer))
         var yp = y.unsafe_ptr()
         var xp = qkv.unsafe_ptr()
         var mp = memory.unsafe_ptr()
@@ -214,7 +214,7 @@ struct SelfAttention[head_dim: Int]:
 
 
 @extensibility.register("whisper_cross_attention")
-struct CrossAttention[head_dim: Int]:
+struct CrossAttention[of_kv: DType, head_dim: Int]:
     """Attend to a window's keys and values, read once for all sequences of its group; on a GPU it takes two operations.
 
     y and q (n_audio * n_group, n_state); memory (n_audio, 1 + 4 * n_layer), see `memory.mojo`; a window's keys and
@@ -237,7 +237,7 @@ struct CrossAttention[head_dim: Int]:
         var n_state = y.dim_size(1)
         var n_head = n_state // Self.head_dim
         var n_group = y.dim_size(0) // n_audio
-        var places = Places(memory.dim_size(1), Int(layer))
+        var places = Places[Self.of_kv](memory.dim_size(1), Int(layer))
         var yp = y.unsafe_ptr()
         var qp = q.unsafe_ptr()
         var mp = memory.unsafe_ptr()
@@ -249,7 +249,7 @@ struct CrossAttention[head_dim: Int]:
 
 
 @extensibility.register("whisper_cross_attention_parts")
-struct CrossAttentionParts[head_dim: Int]:
+struct CrossAttentionParts[of_kv: DType, head_dim: Int]:
     """The first half of `CrossAttention` on a GPU: each block attends to `KEYS` keys of a head.
 
     parts (n_audio * n_head, n_keys / KEYS rounded up, n_group, head_dim + 2): the unscaled sum of values, the largest
@@ -274,7 +274,7 @@ struct CrossAttentionParts[head_dim: Int]:
                 parts.unsafe_ptr(),
                 q.unsafe_ptr(),
                 memory.unsafe_ptr(),
-                Places(memory.dim_size(1), Int(layer)),
+                Places[Self.of_kv](memory.dim_size(1), Int(layer)),
                 memory.dim_size(0),
                 parts.dim_size(2),
                 q.dim_size(1) // Self.head_dim,

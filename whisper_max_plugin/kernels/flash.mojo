@@ -4,24 +4,26 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
-from std.math import ceildiv, exp, iota, rsqrt
+from std.math import ceildiv, exp2, iota, rsqrt
 from std.sys import num_physical_cores
 
 from .attention import GROUP as FEW
 from .attention import attend
-from .gemm import LANES, PANEL, TILE_ROWS, WIDTH, Float, Floats, Scratch, Source, multiply, pack, transpose
+from .gemm import LANES, PANEL, TILE_ROWS, WIDTH, Float, Floats, Scratch, lay_out, multiply, transpose
 from .gpu_flash import causal_attention_on_gpu, flash_on_gpu
+from .gpu_tensor_flash import tensor_flash_on_gpu
 from .sharing import share
 
-comptime KEYS = 128  # of a block
+comptime LOG2_E = 1.4426950408889634
+comptime KEYS = 96  # of a block
 
 
 @always_inline
 def scores_of[
-    lanes: Int
+    of_kv: DType, //, lanes: Int
 ](
     scores: Pointer[mut=True, Float, ...],
-    keys: Pointer[Float, ...],
+    keys: Pointer[Scalar[of_kv], ...],
     queries: Pointer[Float, ...],
     key_stride: Int,
     head_dim: Int,
@@ -53,12 +55,12 @@ def scores_of[
 
 @always_inline
 def attend_panel[
-    lanes: Int, head_dim: Int, causal: Bool
+    type: DType, of_kv: DType, //, lanes: Int, head_dim: Int, causal: Bool
 ](
-    y: Pointer[mut=True, Float, ...],
-    q: Pointer[Float, ...],
-    k: Pointer[Float, ...],
-    v: Pointer[Float, ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    q: Pointer[Scalar[type], ...],
+    k: Pointer[Scalar[of_kv], ...],
+    v: Pointer[Scalar[of_kv], ...],
     queries: Pointer[mut=True, Float, ...],
     scores: Pointer[mut=True, Float, ...],
     sums: Pointer[mut=True, Float, ...],
@@ -76,8 +78,8 @@ def attend_panel[
     (head_dim, lanes * WIDTH).
     """
     comptime width = lanes * WIDTH
-    pack[1](queries, q, Source(q_stride, n_queries, 1, n_queries, 1), first, n_queries - 1, 0, head_dim, lanes)
-    var scale = rsqrt(Float(head_dim))
+    lay_out[lanes](queries, q, first, n_queries - 1, q_stride, head_dim)
+    var scale = rsqrt(Float(head_dim))  # for 64 a power of two: scores are rounded where they would be without it
     comptime for i in range(0, head_dim * width, WIDTH):
         queries.unsafe_store(i, queries.unsafe_load[width=WIDTH](i) * scale)
         sums.unsafe_store(i, Floats(0))
@@ -105,10 +107,10 @@ def attend_panel[
             var top = largest[l]
             for t in range(count):
                 top = max(top, scores.unsafe_load[width=WIDTH](t * width + l * WIDTH))
-            var correction = exp(largest[l] - top)
+            var correction = exp2((largest[l] - top) * LOG2_E)
             var sum = total[l] * correction
             for t in range(count):
-                var weight = exp(scores.unsafe_load[width=WIDTH](t * width + l * WIDTH) - top)
+                var weight = exp2((scores.unsafe_load[width=WIDTH](t * width + l * WIDTH) - top) * LOG2_E)
                 scores.unsafe_store(t * width + l * WIDTH, weight)
                 sum += weight
             if top.ne(largest[l]).reduce_or():
@@ -132,17 +134,17 @@ def attend_panel[
             comptime for i in range(WIDTH):
                 var row = first + l * WIDTH + i
                 if row < n_queries:
-                    y.unsafe_store(row * y_stride + d, rows[i])
+                    y.unsafe_store(row * y_stride + d, rows[i].cast[type]())
 
 
 @always_inline
 def attend_many[
-    head_dim: Int, causal: Bool
+    type: DType, of_kv: DType, //, head_dim: Int, causal: Bool
 ](
-    y: Pointer[mut=True, Float, ...],
-    q: Pointer[Float, ...],
-    k: Pointer[Float, ...],
-    v: Pointer[Float, ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    q: Pointer[Scalar[type], ...],
+    k: Pointer[Scalar[of_kv], ...],
+    v: Pointer[Scalar[of_kv], ...],
     y_stride: Int,
     q_stride: Int,
     key_stride: Int,
@@ -186,12 +188,12 @@ struct Attention[head_dim: Int]:
 
     @staticmethod
     def execute[
-        target: StaticString
+        type: DType, of_kv: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        q: InputTensor[dtype=DType.float32, rank=3, ...],
-        keys: InputTensor[dtype=DType.float32, rank=4, ...],
-        values: InputTensor[dtype=DType.float32, rank=4, ...],
+        y: OutputTensor[dtype=type, rank=3, ...],
+        q: InputTensor[dtype=type, rank=3, ...],
+        keys: InputTensor[dtype=of_kv, rank=4, ...],
+        values: InputTensor[dtype=of_kv, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
         var n_audio = keys.dim_size(0)
@@ -205,7 +207,13 @@ struct Attention[head_dim: Int]:
         var vp = values.unsafe_ptr()
 
         comptime if target != "cpu":
-            flash_on_gpu[Self.head_dim](yp, qp, kp, vp, n_audio, n_head, n_queries, n_keys, ctx)
+            comptime assert type == of_kv, "a GPU takes queries, keys and values of the same type"
+            var ks = kp.unsafe_bitcast[Scalar[type]]()
+            var vs = vp.unsafe_bitcast[Scalar[type]]()
+            comptime if type == DType.float32:
+                flash_on_gpu[Self.head_dim](yp, qp, ks, vs, n_audio, n_head, n_queries, n_keys, ctx)
+            else:
+                tensor_flash_on_gpu[Self.head_dim](yp, qp, ks, vs, n_audio, n_head, n_queries, n_keys, ctx)
             return
 
         var unused = Scalar[DType.int32](0)
@@ -262,12 +270,12 @@ struct CausalAttention[head_dim: Int]:
 
     @staticmethod
     def execute[
-        target: StaticString
+        type: DType, of_kv: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        qkv: InputTensor[dtype=DType.float32, rank=3, ...],
-        keys: MutableInputTensor[dtype=DType.float32, rank=4, ...],
-        values: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        y: OutputTensor[dtype=type, rank=3, ...],
+        qkv: InputTensor[dtype=type, rank=3, ...],
+        keys: MutableInputTensor[dtype=of_kv, rank=4, ...],
+        values: MutableInputTensor[dtype=of_kv, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
         var n_filled = keys.dim_size(0)
@@ -292,8 +300,8 @@ struct CausalAttention[head_dim: Int]:
                 var new = source.unsafe_offset(t * 3 * n_state)
                 var to = ((n_filled - n_tokens + t) * batch + b) * n_state + of_head
                 for i in range(0, Self.head_dim, WIDTH):
-                    kp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](n_state + i))
-                    vp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](2 * n_state + i))
+                    kp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](n_state + i).cast[of_kv]())
+                    vp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](2 * n_state + i).cast[of_kv]())
             attend_many[Self.head_dim, True](
                 yp.unsafe_offset(b * n_tokens * n_state + of_head),
                 source,

@@ -1,4 +1,4 @@
-"""Matrix products of many rows: weights are read where they lie, and the rows are laid out for vectors."""
+"""Matrix products of many rows: weights are laid out for vectors as they are needed, rows are read where they lie."""
 
 from std.math import ceildiv, erf
 from std.sys import CompilationTarget, num_physical_cores, simd_width_of, size_of
@@ -11,18 +11,25 @@ comptime Floats = SIMD[DType.float32, WIDTH]
 # A tile of sums fills the registers: TILE_ROWS times LANES vectors, with one each of LANES and one more to multiply.
 comptime TILE_ROWS = 8 if WIDTH == 16 or CompilationTarget.has_neon() else 4
 comptime LANES = 3
-comptime PANEL = LANES * WIDTH  # rows of x side by side
-comptime GROUP = max(TILE_ROWS, WIDTH)  # rows of w, whose products with a panel are written together
-comptime DEPTH = 384  # of a product at a time: a group of w stays in the first cache, a block of x in the second
-comptime PANELS = 8  # of a block at most
+comptime PANEL = LANES * WIDTH  # rows of w side by side
+comptime DEPTH = 768  # of a product at a time, so that a panel of w stays in the second cache
+comptime TASKS = 8  # for each core, so that all are ready at about the same time
+comptime LEAST_ROWS = 96  # of a task: a panel is laid out for them
+comptime Unread = Pointer[mut=False, Float, UntrackedOrigin[mut=False]]
+
+
+@always_inline
+def unread(x: Pointer[...]) -> Unread:
+    """Return what stands for operands that a product does not have."""
+    return Unread(unsafe_from_address=Int(x))
 
 
 @always_inline
 def multiply[
-    rows: Int, lanes: Int, start: Bool = True
+    type: DType, //, rows: Int, lanes: Int, start: Bool = True
 ](
     c: Pointer[mut=True, Float, ...],
-    a: Pointer[Float, ...],
+    a: Pointer[Scalar[type], ...],
     b: Pointer[Float, ...],
     a_row: Int,
     a_step: Int,
@@ -45,7 +52,7 @@ def multiply[
         comptime for l in range(lanes):
             bs[l] = b.unsafe_load[width=WIDTH](j * b_step + l * WIDTH)
         comptime for r in range(rows):
-            var factor = Floats(a[unsafe_offset = r * a_row + j * a_step])
+            var factor = Floats(a[unsafe_offset = r * a_row + j * a_step].cast[DType.float32]())
             comptime for l in range(lanes):
                 sums[r * lanes + l] = factor.fma(bs[l], sums[r * lanes + l])
     comptime for r in range(rows):
@@ -69,24 +76,24 @@ def transpose(rows: Array[Floats, WIDTH]) -> Array[Floats, WIDTH]:
 
 
 @always_inline
-def load[full: Bool](p: Pointer[Float, ...], count: Int) -> Floats:
-    """Load a vector, or its first `count` values, the others being zero."""
+def load[full: Bool, type: DType](p: Pointer[Scalar[type], ...], count: Int) -> Floats:
+    """Load a vector as float32, or its first `count` values, the others being zero."""
     comptime if full:
-        return p.unsafe_load[width=WIDTH](0)
+        return p.unsafe_load[width=WIDTH](0).cast[DType.float32]()
     var result = Floats(0)
     for i in range(count):
-        result[i] = p[unsafe_offset=i]
+        result[i] = p[unsafe_offset=i].cast[DType.float32]()
     return result
 
 
 @always_inline
-def store[full: Bool](p: Pointer[mut=True, Float, ...], values: Floats, count: Int):
-    """Store a vector, or its first `count` values."""
+def store[full: Bool, type: DType](p: Pointer[mut=True, Scalar[type], ...], values: Floats, count: Int):
+    """Store a vector as another type, or its first `count` values."""
     comptime if full:
-        p.unsafe_store(0, values)
+        p.unsafe_store(0, values.cast[type]())
     else:
         for i in range(count):
-            p[unsafe_offset=i] = values[i]
+            p[unsafe_offset=i] = values[i].cast[type]()
 
 
 struct Scratch:
@@ -107,7 +114,7 @@ struct Source(TrivialRegisterPassable):
     """Where the rows of x lie: one by one, or as the windows of a convolution.
 
     With three taps, row t of the product is made of the rows t * stride - 1, t * stride and t * stride + 1 of the
-    n_in channels of its sequence, those outside being zero, in the order (n_in, 3) of the filters.
+    n_in channels of its sequence, those outside being zero, one behind the other.
     """
 
     var n_in: Int
@@ -128,184 +135,132 @@ struct Source(TrivialRegisterPassable):
 
 
 @always_inline
-def pack[
-    taps: Int
+def lay_out[
+    type: DType, //, lanes: Int
 ](
     panel: Pointer[mut=True, Float, ...],
-    x: Pointer[Float, ...],
-    source: Source,
-    row: Int,
-    last_row: Int,
-    channel: Int,
-    n_channels: Int,
-    lanes: Int,
-):
-    """Lay out `n_channels` channels of `lanes` vectors of rows of x with the rows side by side."""
-
-    @always_inline
-    def square[full: Bool](offsets: Array[Int, WIDTH], at: Int, c: Int) {imm}:
-        var count = min(WIDTH, n_channels - c)
-        var rows = Array[Floats, WIDTH](fill=Floats(0))
-        comptime for i in range(WIDTH):
-            if taps == 1 or offsets[i] >= 0:
-                rows[i] = load[full](x.unsafe_offset(offsets[i] + channel + c), count)
-        var columns = transpose(rows)
-        comptime for i in range(WIDTH):
-            if full or i < count:
-                panel.unsafe_store(at + i * taps * lanes * WIDTH, columns[i])
-
-    for tap in range(taps):
-        for lane in range(lanes):
-            var offsets = Array[Int, WIDTH](fill=0)
-            comptime for i in range(WIDTH):
-                offsets[i] = source.offset[taps](min(row + lane * WIDTH + i, last_row), tap)
-            for c in range(0, n_channels, WIDTH):
-                var at = (c * taps + tap) * lanes * WIDTH + lane * WIDTH
-                if c + WIDTH <= n_channels:
-                    square[True](offsets, at, c)
-                else:
-                    square[False](offsets, at, c)
-
-
-@always_inline
-def widen[
-    type: DType
-](
-    a: Pointer[mut=True, Float, ...],
     w: Pointer[Scalar[type], ...],
     row: Int,
     last_row: Int,
-    k: Int,
-    column: Int,
+    stride: Int,
     depth: Int,
 ):
-    """Copy `depth` columns of a group of rows of w as float32."""
-    var end = depth - depth % WIDTH
-    for r in range(GROUP):
-        var from_ = w.unsafe_offset(min(row + r, last_row) * k + column)
-        var to = a.unsafe_offset(r * DEPTH)
-        for j in range(0, end, WIDTH):
-            to.unsafe_store(j, from_.unsafe_load[width=WIDTH](j).cast[DType.float32]())
-        for j in range(end, depth):
-            to[unsafe_offset=j] = from_[unsafe_offset=j].cast[DType.float32]()
+    """Lay out `depth` columns of rows of w, which are `stride` apart, as float32 (depth, lanes * WIDTH)."""
+
+    @always_inline
+    def square[full: Bool](lane: Int, first: Int) {imm}:
+        var count = min(WIDTH, depth - first)
+        var rows = Array[Floats, WIDTH](fill=Floats(0))
+        comptime for i in range(WIDTH):
+            var of_row = min(row + lane * WIDTH + i, last_row)
+            rows[i] = load[full](w.unsafe_offset(of_row * stride + first), count)
+        var columns = transpose(rows)
+        comptime for i in range(WIDTH):
+            if full or i < count:
+                panel.unsafe_store(((first + i) * lanes + lane) * WIDTH, columns[i])
+
+    for lane in range(lanes):
+        for first in range(0, depth, WIDTH):
+            if first + WIDTH <= depth:
+                square[True](lane, first)
+            else:
+                square[False](lane, first)
 
 
 @always_inline
 def gemm[
-    type: DType, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
 ](
-    y: Pointer[mut=True, Float, ...],
-    x: Pointer[Float, ...],
-    w: Pointer[Scalar[type], ...],
-    bias: Pointer[Float, ...],
-    residual: Pointer[Float, ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[of_x], ...],
+    w: Pointer[mut=False, Scalar[type], ...],
+    bias: Pointer[mut=False, Float, ...],
+    residual: Pointer[mut=False, Float, ...],
     m: Int,
     n: Int,
     source: Source,
 ) raises:
-    """Compute y (m, n) = x (m, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual (length_out, n)].
+    """Compute y (m, n) = x (m, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual (length_out, n)], k = taps * n_in.
 
     The m rows are those of sequences of length_out rows each, to each of which the residual is added. With `heads`, y
     is written as (m // length_out, n // head_dim, length_out, head_dim).
     """
     var n_in = source.n_in
     var k = n_in * taps
-    var chunks = ceildiv(k, DEPTH)
-    var chunk = ceildiv(ceildiv(n_in, chunks), WIDTH) * WIDTH  # channels
-    comptime assert DEPTH % (3 * WIDTH) == 0, "a chunk is not a whole number of vectors of three taps"
+    var chunk = ceildiv(ceildiv(n_in, ceildiv(k, DEPTH)), WIDTH) * WIDTH  # channels
 
-    # blocks of panels, large first and small last, so that the cores are ready at about the same time
-    var cores = num_physical_cores()
-    var n_panels = ceildiv(m, PANEL)
-    var blocks = List[Int](length=1, fill=0)
-    while blocks[len(blocks) - 1] < n_panels:
-        var left = n_panels - blocks[len(blocks) - 1]
-        blocks.append(n_panels - left + min(PANELS, ceildiv(left, 2 * cores)))
-    var m_blocks = len(blocks) - 1
-    var n_groups = ceildiv(n, GROUP)
-    var groups = ceildiv(n_groups, min(n_groups, ceildiv(4 * cores, m_blocks)))
-    var n_blocks = ceildiv(n_groups, groups)
+    var n_panels = ceildiv(n, PANEL)
+    var n_blocks = max(1, min(ceildiv(TASKS * num_physical_cores(), n_panels), m // LEAST_ROWS))
+    var n_tiles = ceildiv(ceildiv(m, TILE_ROWS), n_blocks)  # of a block
+
+    comptime Tile = Array[Floats, TILE_ROWS * LANES]
 
     @always_inline
-    def finish[full: Bool](rows: Pointer[Float, ...], row: Int, column: Int, first: Bool, last: Bool) {imm}:
-        """Write the products of WIDTH rows and columns."""
-        var count = min(WIDTH, n - column)
-        var sequence = row // source.length_out
+    def multiply_rows(mut sums: Tile, addresses: Array[Int, TILE_ROWS], panel: Pointer[Float, ...], depth: Int) {imm}:
+        for j in range(depth):
+            var ws = Array[Floats, LANES](fill=Floats(0))
+            comptime for l in range(LANES):
+                ws[l] = panel.unsafe_load[width=WIDTH](j * PANEL + l * WIDTH)
+            comptime for r in range(TILE_ROWS):
+                var row = Pointer[mut=False, Scalar[of_x], UntrackedOrigin[mut=False]](unsafe_from_address=addresses[r])
+                var factor = Floats(row[unsafe_offset=j].cast[DType.float32]())
+                comptime for l in range(LANES):
+                    sums[r * LANES + l] = factor.fma(ws[l], sums[r * LANES + l])
+
+    @always_inline
+    def finish[full: Bool](values: Floats, row: Int, column: Int) {imm}:
+        """Write products of one row, as many as there are from `column` on."""
+        var count = n - column
         var t = row % source.length_out
-        var head = column // source.head_dim
-        var biases = Floats(0)
+        var value = values
         comptime if has_bias:
-            biases = load[full](bias.unsafe_offset(column), count)
-        for i in range(min(WIDTH, m - row)):
-            var at = (row + i) * n + column
-            comptime if heads:
-                var rows_before = (sequence * (n // source.head_dim) + head) * source.length_out + t
-                at = rows_before * source.head_dim + column - head * source.head_dim
-            var value = rows.unsafe_load[width=WIDTH](i * WIDTH)
-            if not first:
-                value += load[full](y.unsafe_offset(at), count)
-            if last:
-                value += biases
-                comptime if gelu:
-                    value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
-                comptime if has_residual:
-                    value += load[full](residual.unsafe_offset(t * n + column), count)
-            store[full](y.unsafe_offset(at), value, count)
-            t += 1
-            if t == source.length_out:
-                t = 0
-                sequence += 1
+            value += load[full](bias.unsafe_offset(column), count)
+        comptime if gelu:
+            value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
+        comptime if has_residual:
+            value += load[full](residual.unsafe_offset(t * n + column), count)
+        var at = row * n + column
+        comptime if heads:
+            var head = row // source.length_out * (n // source.head_dim) + column // source.head_dim
+            at = (head * source.length_out + t) * source.head_dim + column % source.head_dim
+        store[full](y.unsafe_offset(at), value, count)
 
     def work(task: Int) raises {imm}:
-        var n_block = task % n_blocks
-        var first_panel = blocks[task // n_blocks]
-        var end_panel = blocks[task // n_blocks + 1]
-        var of_panels = Scratch((end_panel - first_panel) * PANEL * DEPTH)
-        var of_weights = Scratch(GROUP * DEPTH)
-        var of_tile = Scratch(GROUP * PANEL)
-        var of_rows = Scratch(WIDTH * WIDTH)
-        var panels = of_panels.pointer()
-        var a = of_weights.pointer()
-        var tile = of_tile.pointer()
-        var rows = of_rows.pointer()
+        var column = task % n_panels * PANEL
+        var first_row = task // n_panels * n_tiles * TILE_ROWS
+        var tiles = min(n_tiles, ceildiv(m - first_row, TILE_ROWS))
+        var of_panel = Scratch(min(k, chunk * taps) * PANEL)
+        var of_sums = Scratch(tiles * TILE_ROWS * PANEL if chunk < n_in else 0)
+        var zeros = List[Scalar[of_x]](length=chunk if taps > 1 else 0, fill=0)
+        var panel = of_panel.pointer()
         for channel in range(0, n_in, chunk):
-            var channels = min(chunk, n_in - channel)
-            var depth = channels * taps
-            for p in range(first_panel, end_panel):
-                var row = p * PANEL
-                var lanes = min(LANES, ceildiv(m - row, WIDTH))
-                var panel = panels.unsafe_offset((p - first_panel) * PANEL * DEPTH)
-                pack[taps](panel, x, source, row, m - 1, channel, channels, lanes)
-            for g in range(n_block * groups, min(n_groups, (n_block + 1) * groups)):
-                widen(a, w, g * GROUP, n - 1, k, channel * taps, depth)
-                for p in range(first_panel, end_panel):
-                    var row = p * PANEL
-                    var panel = panels.unsafe_offset((p - first_panel) * PANEL * DEPTH)
-                    var lanes = min(LANES, ceildiv(m - row, WIDTH))
-                    comptime for l in range(1, LANES + 1):
-                        if lanes == l:
-                            for r in range(0, GROUP, TILE_ROWS):
-                                multiply[TILE_ROWS, l](
-                                    tile.unsafe_offset(r * l * WIDTH), a.unsafe_offset(r * DEPTH), panel, DEPTH, 1, depth
-                                )
-                    for part in range(0, GROUP, WIDTH):
-                        var column = g * GROUP + part
-                        if column < n:
-                            for lane in range(lanes):
-                                var first_row = row + lane * WIDTH
-                                var square = Array[Floats, WIDTH](fill=Floats(0))
-                                comptime for i in range(WIDTH):
-                                    square[i] = tile.unsafe_load[width=WIDTH](
-                                        ((part + i) * lanes + lane) * WIDTH
-                                    )
-                                var transposed = transpose(square)
-                                comptime for i in range(WIDTH):
-                                    rows.unsafe_store(i * WIDTH, transposed[i])
-                                var first = channel == 0
-                                var last = channel + channels == n_in
-                                if column + WIDTH <= n:
-                                    finish[True](rows, first_row, column, first, last)
-                                else:
-                                    finish[False](rows, first_row, column, first, last)
+            var n_channels = min(chunk, n_in - channel)
+            comptime for tap in range(taps):
+                var of_tap = w.unsafe_offset(tap * n_in + channel)
+                lay_out[LANES](panel.unsafe_offset(tap * n_channels * PANEL), of_tap, column, n - 1, k, n_channels)
+            for tile in range(tiles):
+                var row = first_row + tile * TILE_ROWS
+                var kept = of_sums.pointer().unsafe_offset(tile * TILE_ROWS * PANEL)
+                var sums = Tile(fill=Floats(0))
+                if channel > 0:
+                    comptime for i in range(TILE_ROWS * LANES):
+                        sums[i] = kept.unsafe_load[width=WIDTH](i * WIDTH)
+                comptime for tap in range(taps):
+                    var addresses = Array[Int, TILE_ROWS](fill=0)
+                    comptime for r in range(TILE_ROWS):
+                        var at = source.offset[taps](min(row + r, m - 1), tap)
+                        addresses[r] = Int(zeros.unsafe_ptr()) if at < 0 else Int(x.unsafe_offset(at + channel))
+                    multiply_rows(sums, addresses, panel.unsafe_offset(tap * n_channels * PANEL), n_channels)
+                var is_last = channel + n_channels == n_in
+                comptime for r in range(TILE_ROWS):
+                    comptime for l in range(LANES):
+                        var values = sums[r * LANES + l]
+                        var first = column + l * WIDTH
+                        if not is_last:
+                            kept.unsafe_store((r * LANES + l) * WIDTH, values)
+                        elif first + WIDTH <= n:
+                            finish[True](values, min(row + r, m - 1), first)
+                        elif first < n:
+                            finish[False](values, min(row + r, m - 1), first)
 
-    share(work, m_blocks * n_blocks)
+    share(work, n_panels * n_blocks)

@@ -6,6 +6,7 @@ from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, exp, rsqrt
 from std.memory import stack_allocation
+from std.sys import size_of
 
 from .memory import Places, Table
 
@@ -18,12 +19,12 @@ comptime LOWEST = Scalar[DType.float32].MIN_FINITE
 
 @always_inline
 def attend_block[
-    rows: Int, head_dim: Int, indirect: Bool, partial: Bool, holder: DType
+    of_q: DType, of_kv: DType, out: DType, holder: DType, //, rows: Int, head_dim: Int, indirect: Bool, partial: Bool
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    q: Pointer[mut=False, Scalar[DType.float32], ...],
-    k: Pointer[Scalar[DType.float32], ...],
-    v: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    q: Pointer[mut=False, Scalar[of_q], ...],
+    k: Pointer[Scalar[of_kv], ...],
+    v: Pointer[Scalar[of_kv], ...],
     holders: Pointer[mut=False, Scalar[holder], ...],
     m: Int,
     q_stride: Int,
@@ -37,7 +38,8 @@ def attend_block[
     Keys are `key_stride` apart; with `indirect`, the one at t is that of row holders[t], rows being `row_stride` apart.
     With `partial`, y (m, head_dim + 2) gets the unscaled sum, the largest score and the sum of weights.
     """
-    comptime assert head_dim % 4 == 0, "a head is not a whole number of vectors"
+    comptime load = 16 // size_of[of_kv]()  # values that a lane reads at once
+    comptime assert head_dim % load == 0, "a head is not a whole number of vectors"
     comptime slots = (head_dim + WARP_SIZE - 1) // WARP_SIZE  # values of the head that a lane sums up
     comptime width = head_dim + 2
     var shared = stack_allocation[WARPS * rows * width, Scalar[DType.float32], address_space=AddressSpace.SHARED]()
@@ -55,11 +57,11 @@ def attend_block[
         comptime if indirect:
             offset += Int(holders[unsafe_offset=t]) * row_stride
         var products = Array[Scalar[DType.float32], rows](fill=0)
-        for i in range(0, head_dim, 4):
-            var key = k.unsafe_load[width=4, alignment=16](offset + i)
+        for i in range(0, head_dim, load):
+            var key = k.unsafe_load[width=load, alignment=16](offset + i).cast[DType.float32]()
             comptime for r in range(rows):
-                var query = q.unsafe_load[width=4, alignment=16](min(r, m - 1) * q_stride + i)
-                products[r] += (key * query).reduce_add()
+                var query = q.unsafe_load[width=load, alignment=16](min(r, m - 1) * q_stride + i)
+                products[r] += (key * query.cast[DType.float32]()).reduce_add()
 
         var weights = Array[Scalar[DType.float32], rows](fill=0)
         comptime for r in range(rows):
@@ -76,11 +78,12 @@ def attend_block[
             var value = Int(warp.shuffle_idx(Int32(offset), UInt32(j)))
             comptime for s in range(slots):
                 comptime if (s + 1) * WARP_SIZE <= head_dim:
-                    var x = v[unsafe_offset = value + s * WARP_SIZE + lane]
+                    var x = v[unsafe_offset = value + s * WARP_SIZE + lane].cast[DType.float32]()
                     comptime for r in range(rows):
                         sums[r * slots + s] = x.fma(warp.shuffle_idx(weights[r], UInt32(j)), sums[r * slots + s])
                 else:
-                    var x = v[unsafe_offset = value + min(s * WARP_SIZE + lane, head_dim - 1)]
+                    var at = value + min(s * WARP_SIZE + lane, head_dim - 1)
+                    var x = v[unsafe_offset=at].cast[DType.float32]()
                     comptime for r in range(rows):
                         sums[r * slots + s] = x.fma(warp.shuffle_idx(weights[r], UInt32(j)), sums[r * slots + s])
 
@@ -107,24 +110,24 @@ def attend_block[
             total = weight.fma(shared[unsafe_offset = of_warp + head_dim + 1], total)
             sum = weight.fma(shared[unsafe_offset = of_warp + i % head_dim], sum)
         comptime if partial:
-            y[unsafe_offset = r * width + i % head_dim] = sum
+            y[unsafe_offset = r * width + i % head_dim] = sum.cast[out]()
             if i % head_dim == 0:
-                y[unsafe_offset = r * width + head_dim] = top
-                y[unsafe_offset = r * width + head_dim + 1] = total
+                y[unsafe_offset = r * width + head_dim] = top.cast[out]()
+                y[unsafe_offset = r * width + head_dim + 1] = total.cast[out]()
         else:
-            y[unsafe_offset = r * q_stride + i % head_dim] = sum / total
+            y[unsafe_offset = r * q_stride + i % head_dim] = (sum / total).cast[out]()
 
 
 @always_inline
 def self_attention_block[
-    head_dim: Int
+    of_kv: DType, //, head_dim: Int
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     qkv: Pointer[Scalar[DType.float32], ...],
     memory: Table,
     holders: Pointer[mut=False, Scalar[DType.int32], ...],
     positions: Pointer[Scalar[DType.int64], ...],
-    places: Places,
+    places: Places[of_kv],
     n_group: Int,
     n_text_ctx: Int,
     n_state: Int,
@@ -141,10 +144,10 @@ def self_attention_block[
     var source = qkv.unsafe_offset(b * 3 * n_state + head)
     var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
     for i in range(Int(thread_idx.x), head_dim, THREADS):
-        keys[unsafe_offset = latest + i] = source[unsafe_offset = n_state + i]
-        values[unsafe_offset = latest + i] = source[unsafe_offset = 2 * n_state + i]
+        keys[unsafe_offset = latest + i] = source[unsafe_offset = n_state + i].cast[of_kv]()
+        values[unsafe_offset = latest + i] = source[unsafe_offset = 2 * n_state + i].cast[of_kv]()
     barrier()  # and all of the block see them
-    attend_block[1, head_dim, True, False, DType.int32](
+    attend_block[1, head_dim, True, False](
         y.unsafe_offset(b * n_state + head),
         source,
         keys,
@@ -161,12 +164,12 @@ def self_attention_block[
 
 @always_inline
 def cross_attention_block[
-    rows: Int, head_dim: Int
+    of_kv: DType, //, rows: Int, head_dim: Int
 ](
     parts: Pointer[mut=True, Scalar[DType.float32], ...],
     q: Pointer[mut=False, Scalar[DType.float32], ...],
     memory: Table,
-    places: Places,
+    places: Places[of_kv],
     first_row: Int,
     n_group: Int,
     n_head: Int,
@@ -180,7 +183,7 @@ def cross_attention_block[
     var n_parts = ceildiv(n_keys, KEYS)
     var n_state = n_head * head_dim
     var m = min(rows, n_group - first_row)
-    attend_block[rows, head_dim, False, True, DType.float32](
+    attend_block[rows, head_dim, False, True](
         parts.unsafe_offset(((of_all * n_parts + part) * n_group + first_row) * (head_dim + 2)),
         q.unsafe_offset((window * n_group + first_row) * n_state + head * head_dim),
         places.cross_keys(memory, window).unsafe_offset(head * n_keys * head_dim),
@@ -227,14 +230,14 @@ def merge_block[
 
 @always_inline
 def self_attention_on_gpu[
-    head_dim: Int
+    of_kv: DType, //, head_dim: Int
 ](
     y: Pointer[mut=True, Scalar[DType.float32], ...],
     qkv: Pointer[Scalar[DType.float32], ...],
     memory: Table,
     holders: Pointer[mut=False, Scalar[DType.int32], ...],
     positions: Pointer[Scalar[DType.int64], ...],
-    places: Places,
+    places: Places[of_kv],
     batch: Int,
     n_group: Int,
     n_text_ctx: Int,
@@ -249,7 +252,7 @@ def self_attention_on_gpu[
     var n_state_ = Int32(n_state)
 
     def kernel() {var}:
-        var of_layer = Places(Int(width), Int(layer))
+        var of_layer = Places[of_kv](Int(width), Int(layer))
         self_attention_block[head_dim](
             y, qkv, memory, holders, positions, of_layer, Int(n_group_), Int(n_text_ctx_), Int(n_state_)
         )
@@ -259,12 +262,12 @@ def self_attention_on_gpu[
 
 @always_inline
 def cross_attention_parts[
-    head_dim: Int
+    of_kv: DType, //, head_dim: Int
 ](
     parts: Pointer[mut=True, Scalar[DType.float32], ...],
     q: Pointer[mut=False, Scalar[DType.float32], ...],
     memory: Table,
-    places: Places,
+    places: Places[of_kv],
     n_audio: Int,
     n_group: Int,
     n_head: Int,
@@ -283,7 +286,7 @@ def cross_attention_parts[
             if (n_group - first_row == 1) == (rows == 1):
 
                 def kernel() {var}:
-                    var of_layer = Places(Int(width), Int(layer))
+                    var of_layer = Places[of_kv](Int(width), Int(layer))
                     cross_attention_block[rows, head_dim](
                         parts, q, memory, of_layer, Int(first_row_), Int(n_group_), Int(n_head_), Int(n_keys_)
                     )

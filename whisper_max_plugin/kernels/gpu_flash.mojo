@@ -20,12 +20,12 @@ comptime Four = SIMD[DType.float32, 4]
 
 @always_inline
 def flash_block[
-    head_dim: Int
+    type: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Float, ...],
-    q: Pointer[mut=False, Float, ...],
-    keys: Pointer[mut=False, Float, ...],
-    values: Pointer[mut=False, Float, ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    q: Pointer[mut=False, Scalar[type], ...],
+    keys: Pointer[mut=False, Scalar[type], ...],
+    values: Pointer[mut=False, Scalar[type], ...],
     n_head: Int,
     n_queries: Int,
     n_keys: Int,
@@ -50,7 +50,7 @@ def flash_block[
     for i in range(thread, QUERIES * head_dim, THREADS):
         var query = min(first + i // head_dim, n_queries - 1)
         qs[unsafe_offset = i % head_dim * STRIDE + i // head_dim] = (
-            q[unsafe_offset = (of_audio + query) * n_state + in_row + i % head_dim] * scale
+            q[unsafe_offset = (of_audio + query) * n_state + in_row + i % head_dim].cast[DType.float32]() * scale
         )
 
     var tops = Array[Float, 4](fill=LOWEST)
@@ -60,8 +60,8 @@ def flash_block[
         barrier()  # the tile before has been read
         for i in range(thread, KEYS * head_dim, THREADS):
             var at = (head * n_keys + min(begin + i // head_dim, n_keys - 1)) * head_dim + i % head_dim
-            ks[unsafe_offset = i % head_dim * (KEYS + 1) + i // head_dim] = keys[unsafe_offset=at]
-            vs[unsafe_offset=i] = values[unsafe_offset=at]
+            ks[unsafe_offset = i % head_dim * (KEYS + 1) + i // head_dim] = keys[unsafe_offset=at].cast[DType.float32]()
+            vs[unsafe_offset=i] = values[unsafe_offset=at].cast[DType.float32]()
         barrier()
 
         comptime columns = KEYS // 16
@@ -104,17 +104,17 @@ def flash_block[
         if first + row + r < n_queries:
             comptime for p in range(parts):
                 var at = (of_audio + first + row + r) * n_state + in_row + p * 16 + x
-                y[unsafe_offset=at] = sums[p][r] / totals[r]
+                y[unsafe_offset=at] = (sums[p][r] / totals[r]).cast[type]()
 
 
 @always_inline
 def flash_on_gpu[
-    head_dim: Int
+    type: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Float, ...],
-    q: Pointer[mut=False, Float, ...],
-    keys: Pointer[mut=False, Float, ...],
-    values: Pointer[mut=False, Float, ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    q: Pointer[mut=False, Scalar[type], ...],
+    keys: Pointer[mut=False, Scalar[type], ...],
+    values: Pointer[mut=False, Scalar[type], ...],
     n_audio: Int,
     n_head: Int,
     n_queries: Int,
@@ -133,10 +133,12 @@ def flash_on_gpu[
 
 
 @always_inline
-def store_block(
-    qkv: Pointer[mut=False, Float, ...],
-    keys: Pointer[mut=True, Float, ...],
-    values: Pointer[mut=True, Float, ...],
+def store_block[
+    type: DType, of_kv: DType, //
+](
+    qkv: Pointer[mut=False, Scalar[type], ...],
+    keys: Pointer[mut=True, Scalar[of_kv], ...],
+    values: Pointer[mut=True, Scalar[of_kv], ...],
     n_before: Int,
     batch: Int,
     n_tokens: Int,
@@ -148,18 +150,18 @@ def store_block(
     var source = (b * n_tokens + token) * 3 * n_state
     var target = ((n_before + token) * batch + b) * n_state
     for i in range(Int(thread_idx.x), n_state, THREADS):
-        keys[unsafe_offset = target + i] = qkv[unsafe_offset = source + n_state + i]
-        values[unsafe_offset = target + i] = qkv[unsafe_offset = source + 2 * n_state + i]
+        keys[unsafe_offset = target + i] = qkv[unsafe_offset = source + n_state + i].cast[of_kv]()
+        values[unsafe_offset = target + i] = qkv[unsafe_offset = source + 2 * n_state + i].cast[of_kv]()
 
 
 @always_inline
 def causal_block[
-    head_dim: Int
+    type: DType, of_kv: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Float, ...],
-    qkv: Pointer[mut=False, Float, ...],
-    keys: Pointer[mut=False, Float, ...],
-    values: Pointer[mut=False, Float, ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    qkv: Pointer[mut=False, Scalar[type], ...],
+    keys: Pointer[mut=False, Scalar[of_kv], ...],
+    values: Pointer[mut=False, Scalar[of_kv], ...],
     n_before: Int,
     batch: Int,
     n_tokens: Int,
@@ -169,7 +171,7 @@ def causal_block[
     var token = Int(block_idx.x)
     var b = Int(block_idx.y)
     var head = Int(block_idx.z) * head_dim
-    attend_block[1, head_dim, False, False, DType.float32](
+    attend_block[1, head_dim, False, False](
         y.unsafe_offset((b * n_tokens + token) * n_state + head),
         qkv.unsafe_offset((b * n_tokens + token) * 3 * n_state + head),
         keys.unsafe_offset(b * n_state + head),
@@ -186,12 +188,12 @@ def causal_block[
 
 @always_inline
 def causal_attention_on_gpu[
-    head_dim: Int
+    type: DType, of_kv: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Float, ...],
-    qkv: Pointer[mut=False, Float, ...],
-    keys: Pointer[mut=True, Float, ...],
-    values: Pointer[mut=True, Float, ...],
+    y: Pointer[mut=True, Scalar[type], ...],
+    qkv: Pointer[mut=False, Scalar[type], ...],
+    keys: Pointer[mut=True, Scalar[of_kv], ...],
+    values: Pointer[mut=True, Scalar[of_kv], ...],
     n_filled: Int,
     batch: Int,
     n_tokens: Int,

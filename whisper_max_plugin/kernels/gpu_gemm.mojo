@@ -19,11 +19,26 @@ comptime Four = SIMD[DType.float32, 4]
 
 
 @always_inline
+def load_four[type: DType](p: Pointer[Scalar[type], ...], at: Int) -> Four:
+    """Load four values of any type, whose place is a multiple of four."""
+    return p.unsafe_load[width=4, alignment = 4 * size_of[type]()](at).cast[DType.float32]()
+
+
+@always_inline
 def gemm_block[
-    type: DType, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType,
+    of_x: DType,
+    out: DType,
+    //,
+    taps: Int,
+    side: Int,
+    has_bias: Bool,
+    gelu: Bool,
+    has_residual: Bool,
+    heads: Bool,
 ](
-    y: Pointer[mut=True, Float, ...],
-    x: Pointer[mut=False, Float, ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[of_x], ...],
     w: Pointer[mut=False, Scalar[type], ...],
     bias: Pointer[mut=False, Float, ...],
     residual: Pointer[mut=False, Float, ...],
@@ -31,7 +46,7 @@ def gemm_block[
     n: Int,
     source: Source,
 ):
-    """Compute one tile of what `gemm` computes, 16 * `side` rows and columns; x's rows are multiples of `DEPTH`."""
+    """Compute one tile of what `gemm` computes, 16 * `side` rows and columns; n_in is a multiple of `DEPTH`."""
     comptime tile = 16 * side
     comptime stride = tile + 4  # against conflicts of banks
     comptime loads = tile * DEPTH // 4 // THREADS
@@ -53,18 +68,16 @@ def gemm_block[
             var column = depth + index % (DEPTH // 4) * 4
             var row = min(first_row + index // (DEPTH // 4), m - 1)
             comptime if taps == 1:
-                x_next[i] = x.unsafe_load[width=4, alignment=16](row * source.n_in + column)
+                x_next[i] = load_four(x, row * source.n_in + column)
             else:
-                var window = row % source.length_out * source.stride - 1  # where it begins
-                var of_batch = row // source.length_out * source.length
-                comptime for j in range(4):
-                    var at = window + (column + j) % taps
-                    var value = Float(0)
-                    if 0 <= at < source.length:
-                        value = x[unsafe_offset = (of_batch + at) * source.n_in + (column + j) // taps]
-                    x_next[i][j] = value
+                # The channels of neighbours lie side by side, so a window is a row that may begin before the first.
+                var begin = row % source.length_out * source.stride - 1
+                var at = begin + column // source.n_in
+                x_next[i] = Four(0)
+                if 0 <= at < source.length:
+                    x_next[i] = load_four(x, (row // source.length_out * source.length + begin) * source.n_in + column)
             var output = min(first_column + index // (DEPTH // 4), n - 1)
-            w_next[i] = w.unsafe_load[width=4, alignment = 4 * size_of[type]()](output * k + column).cast[DType.float32]()
+            w_next[i] = load_four(w, output * k + column)
 
     comptime groups = side // 4
     var sums = Array[Four, side * groups](fill=Four(0))
@@ -112,15 +125,15 @@ def gemm_block[
                             var head = row // source.length_out * (n // source.head_dim) + column // source.head_dim
                             var row_of_head = head * source.length_out + row % source.length_out
                             at = row_of_head * source.head_dim + column % source.head_dim
-                        y[unsafe_offset=at] = value
+                        y[unsafe_offset=at] = value.cast[out]()
 
 
 @always_inline
 def gemm_on_gpu[
-    type: DType, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
 ](
-    y: Pointer[mut=True, Float, ...],
-    x: Pointer[mut=False, Float, ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[of_x], ...],
     w: Pointer[mut=False, Scalar[type], ...],
     bias: Pointer[mut=False, Float, ...],
     residual: Pointer[mut=False, Float, ...],
@@ -131,9 +144,9 @@ def gemm_on_gpu[
 ) raises:
     """Launch `gemm_block`, which does what `gemm` does, in large tiles where there are enough of them.
 
-    Raises if a row of the product is not a whole number of steps of `DEPTH` values.
+    Raises if rows are not a whole number of steps of `DEPTH` values.
     """
-    if source.n_in * taps % DEPTH != 0:
+    if source.n_in % DEPTH != 0:
         raise Error("a matrix product's rows are not a multiple of 16 values")
     comptime for side in [4, 8]:
         comptime tile = 16 * side
@@ -148,7 +161,7 @@ def gemm_on_gpu[
             var head_dim = Int32(source.head_dim)
 
             def kernel() {var}:
-                gemm_block[type, taps, side, has_bias, gelu, has_residual, heads](
+                gemm_block[taps, side, has_bias, gelu, has_residual, heads](
                     y,
                     x,
                     w,
@@ -176,7 +189,7 @@ def scores_block[
     """Compute one tile of one head's products of queries with keys, see `Scores`."""
     var head = Int(block_idx.z)
     var source = Source(head_dim, n_queries, 1, n_queries, 1)
-    gemm_block[DType.float32, 1, side, False, False, False, False](
+    gemm_block[1, side, False, False, False, False](
         y.unsafe_offset(head * n_queries * n_keys),
         q.unsafe_offset(head * n_queries * head_dim),
         keys.unsafe_offset(head * n_keys * head_dim),

@@ -11,10 +11,10 @@ comptime WARPS = 4  # in a block
 
 @always_inline
 def linear_warp[
-    type: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    x: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[Scalar[of_x], ...],
     w: Pointer[Scalar[type], ...],
     bias: Pointer[Scalar[DType.float32], ...],
     residual: Pointer[Scalar[DType.float32], ...],
@@ -35,7 +35,7 @@ def linear_warp[
     for j in range(lane * LOAD, k, WARP_SIZE * LOAD):
         var xs = Array[Floats, rows](fill=Floats(0))
         comptime for r in range(rows):
-            xs[r] = x.unsafe_load[width=LOAD, alignment=16](min(r, m - 1) * k + j)
+            xs[r] = x.unsafe_load[width=LOAD, alignment=16](min(r, m - 1) * k + j).cast[DType.float32]()
         comptime for o in range(outputs):
             var ws = w.unsafe_load[width=LOAD, alignment=16](min(first + o, n - 1) * k + j).cast[DType.float32]()
             comptime for r in range(rows):
@@ -51,15 +51,15 @@ def linear_warp[
                     value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
                 comptime if has_residual:
                     value += residual[unsafe_offset = r * n + first + o]
-                y[unsafe_offset = r * n + first + o] = value
+                y[unsafe_offset = r * n + first + o] = value.cast[out]()
 
 
 @always_inline
 def linear_on_gpu[
-    type: DType, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    x: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[Scalar[of_x], ...],
     w: Pointer[Scalar[type], ...],
     bias: Pointer[Scalar[DType.float32], ...],
     residual: Pointer[Scalar[DType.float32], ...],
@@ -84,7 +84,7 @@ def linear_on_gpu[
                 var k_ = Int32(k)
 
                 def kernel() {var}:
-                    linear_warp[type, rows, outputs, has_bias, has_residual, gelu](
+                    linear_warp[rows, outputs, has_bias, has_residual, gelu](
                         y_, x_, w, bias, residual_, Int(m_), Int(n_), Int(k_)
                     )
 

@@ -83,7 +83,7 @@ struct Product[type: DType](TrivialRegisterPassable):
         def work(task: Int) {imm}:
             var first = task * per_task
             var last = min(self.n, first + per_task)
-            linear_part[Self.type, has_scales, True, add, gelu](
+            linear_part[has_scales, True, add, gelu](
                 y, x, self.weight, self.scales, self.bias, residual, m, self.n, self.k, first, last
             )
 
@@ -143,7 +143,7 @@ struct Layer[type: DType](TrivialRegisterPassable):
 
 
 @extensibility.register("whisper_decoder_layers")
-struct DecoderLayers[type: DType, head_dim: Int]:
+struct DecoderLayers[type: DType, of_kv: DType, head_dim: Int]:
     """Write to y what the layers make of x, both (n_audio * n_group, n_state).
 
     memory, holders and positions as `whisper_self_attention` takes them; parameters (n_layer, 24), see `Layer.at`.
@@ -193,7 +193,7 @@ struct DecoderLayers[type: DType, head_dim: Int]:
         def take_part(core: Int, phases: Phases) raises {imm}:
             var own = products.unsafe_offset(shared + core * m * n_state)
             for index in range(n_layer):
-                var places = Places(width, index)
+                var places = Places[Self.of_kv](width, index)
                 var layer = Layer[Self.type].at(rows.unsafe_offset(index * row_of_layer), n_state)
                 var phase = PHASES * index
 
@@ -205,7 +205,9 @@ struct DecoderLayers[type: DType, head_dim: Int]:
 
                 @always_inline
                 def attend_to_audio(task: Int) {imm}:
-                    cross_attention_part[Self.head_dim](attended, products, mp, places, n_group, n_keys, n_state, task)
+                    cross_attention_part[Self.head_dim](
+                        attended, products, mp, places, n_group, n_keys, n_state, task
+                    )
 
                 layer.attn_qkv.run_normalized(layer.attn_ln, phases, phase, products, result, m, own)
                 phases.run(phase + 1, attend_to_text, m * n_head)

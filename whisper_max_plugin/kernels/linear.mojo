@@ -5,21 +5,31 @@ from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, erf
-from std.sys import prefetch, size_of
+from std.sys import CompilationTarget, prefetch, size_of
 
 from .gpu_linear import linear_on_gpu
 from .sharing import share
 from .vectors import Floats, WIDTH, sum_each
 
-comptime MOST_ROWS = 5  # that read a weight together
+comptime HAS_32_REGISTERS = CompilationTarget.has_avx512f() or CompilationTarget.has_neon()  # and not 16
+comptime MOST_ROWS = 8 if HAS_32_REGISTERS else 5  # that read a weight together
+comptime SUMS = 24 if HAS_32_REGISTERS else 12  # of rows and outputs
 comptime CHUNK_BYTES = 64 * 1024  # of weights, for one task: small beside a cache, large beside the cost of a task
+
+
+def outputs_of_tile(rows: Int) -> Int:
+    """Return how many outputs are summed up together for some rows, so that the sums fill the registers."""
+    var outputs = min(WIDTH, 8 if rows == 1 else 4)
+    while rows * outputs > SUMS:
+        outputs //= 2
+    return outputs
 
 
 @always_inline
 def tile[
-    type: DType, rows: Int, outputs: Int
+    type: DType, of_x: DType, //, rows: Int, outputs: Int
 ](
-    x: Pointer[Scalar[DType.float32], ...],
+    x: Pointer[Scalar[of_x], ...],
     w: Pointer[Scalar[type], ...],
     k: Int,
 ) -> Array[SIMD[DType.float32, outputs], rows]:
@@ -29,7 +39,7 @@ def tile[
     for j in range(0, vector_end, WIDTH):
         var xs = Array[Floats, rows](fill=Floats(0))
         comptime for m in range(rows):
-            xs[m] = x.unsafe_load[width=WIDTH](m * k + j)
+            xs[m] = x.unsafe_load[width=WIDTH](m * k + j).cast[DType.float32]()
         comptime for n in range(outputs):
             var ws = w.unsafe_load[width=WIDTH](n * k + j).cast[DType.float32]()
             prefetch(w.unsafe_offset((n + outputs) * k + j))  # for the next tile
@@ -40,7 +50,8 @@ def tile[
         result[m] = sum_each[outputs](sums, m * outputs)
         for j in range(vector_end, k):
             comptime for n in range(outputs):
-                result[m][n] += w[unsafe_offset = n * k + j].cast[DType.float32]() * x[unsafe_offset = m * k + j]
+                var factor = x[unsafe_offset = m * k + j].cast[DType.float32]()
+                result[m][n] += w[unsafe_offset = n * k + j].cast[DType.float32]() * factor
     return result^
 
 
@@ -52,10 +63,10 @@ def outputs_of_task[type: DType](k: Int, bytes: Int = CHUNK_BYTES) -> Int:
 
 @always_inline
 def linear_part[
-    type: DType, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    x: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[Scalar[of_x], ...],
     w: Pointer[Scalar[type], ...],
     scales: Pointer[Scalar[DType.float32], ...],
     bias: Pointer[Scalar[DType.float32], ...],
@@ -79,11 +90,11 @@ def linear_part[
             values = 0.5 * values * (1 + erf(values * 0.7071067811865476))
         comptime if has_residual:
             values += residual.unsafe_load[width=outputs](row * n + output)
-        y.unsafe_store(row * n + output, values)
+        y.unsafe_store(row * n + output, values.cast[out]())
 
     @always_inline
     def block[rows: Int, outputs: Int](row: Int, output: Int) {imm}:
-        var products = tile[type, rows, outputs](x.unsafe_offset(row * k), w.unsafe_offset(output * k), k)
+        var products = tile[rows, outputs](x.unsafe_offset(row * k), w.unsafe_offset(output * k), k)
         comptime for i in range(rows):
             finish[outputs](row + i, output, products[i])
 
@@ -93,7 +104,7 @@ def linear_part[
         var rows = min(rows_at_once, m - row)
         comptime for r in range(1, MOST_ROWS + 1):
             if rows == r:
-                comptime outputs = min(WIDTH, 8 if r == 1 else 4)
+                comptime outputs = outputs_of_tile(r)
                 var output = first
                 while output + outputs <= last:
                     block[r, outputs](row, output)
@@ -106,10 +117,10 @@ def linear_part[
 
 @always_inline
 def linear[
-    type: DType, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    x: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[Scalar[of_x], ...],
     w: Pointer[Scalar[type], ...],
     scales: Pointer[Scalar[DType.float32], ...],
     bias: Pointer[Scalar[DType.float32], ...],
@@ -123,7 +134,7 @@ def linear[
 
     def work(task: Int) raises {imm}:
         var first = task * per_task
-        linear_part[type, has_scales, has_bias, has_residual, gelu](
+        linear_part[has_scales, has_bias, has_residual, gelu](
             y, x, w, scales, bias, residual, m, n, k, first, min(n, first + per_task)
         )
 
@@ -132,10 +143,10 @@ def linear[
 
 @always_inline
 def linear_for[
-    target: StaticString, type: DType, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, has_residual: Bool, gelu: Bool
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    x: Pointer[mut=False, Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[of_x], ...],
     w: Pointer[mut=False, Scalar[type], ...],
     bias: Pointer[mut=False, Scalar[DType.float32], ...],
     residual: Pointer[mut=False, Scalar[DType.float32], ...],
@@ -146,9 +157,9 @@ def linear_for[
 ) raises:
     """Do what `linear` does, on the graph's device."""
     comptime if target == "cpu":
-        linear[type, False, has_bias, has_residual, gelu](y, x, w, bias, bias, residual, m, n, k)
+        linear[False, has_bias, has_residual, gelu](y, x, w, bias, bias, residual, m, n, k)
     else:
-        linear_on_gpu[type, has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k, ctx)
+        linear_on_gpu[has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k, ctx)
 
 
 @extensibility.register("whisper_linear")
@@ -164,7 +175,7 @@ struct Linear:
         ctx: DeviceContext,
     ) raises:
         var b = bias.unsafe_ptr()
-        linear_for[target, type, True, False, False](
+        linear_for[target, True, False, False](
             y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
         )
 
@@ -182,7 +193,7 @@ struct LinearGelu:
         ctx: DeviceContext,
     ) raises:
         var b = bias.unsafe_ptr()
-        linear_for[target, type, True, False, True](
+        linear_for[target, True, False, True](
             y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
         )
 
@@ -200,7 +211,7 @@ struct LinearAdd:
         residual: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        linear_for[target, type, True, True, False](
+        linear_for[target, True, True, False](
             y.unsafe_ptr(),
             x.unsafe_ptr(),
             w.unsafe_ptr(),
@@ -227,6 +238,6 @@ struct Project:
         ctx: DeviceContext,
     ) raises:
         var p = x.unsafe_ptr()
-        linear_for[target, type, False, False, False](
+        linear_for[target, False, False, False](
             y.unsafe_ptr(), p, w.unsafe_ptr(), p, p, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
         )

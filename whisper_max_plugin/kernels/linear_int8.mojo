@@ -24,6 +24,6 @@ struct ProjectInt8:
     ) raises:
         comptime assert target == "cpu", "int8 weights are read by CPUs only"
         var p = x.unsafe_ptr()
-        linear[DType.int8, True, False, False, False](
+        linear[True, False, False, False](
             y.unsafe_ptr(), p, w.unsafe_ptr(), scales.unsafe_ptr(), p, p, x.dim_size(0), w.dim_size(0), w.dim_size(1)
         )

@@ -4,19 +4,30 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from .gemm import Float, Source, gemm
+from .gemm import Float, Source, gemm, unread
 from .gpu_gemm import gemm_on_gpu, scores_on_gpu
+from .gpu_tensor_gemm import tensor_gemm_on_gpu
 from .linear import linear_for
 
-comptime FEW = 5  # rows that `linear` reads weights once for
+comptime FEW = 15  # rows that `linear` has computed before a panel of w is laid out
+comptime FEW_ON_GPU = 8  # that it reads weights once for
 
 
 @always_inline
 def gemm_for[
-    target: StaticString, type: DType, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType,
+    of_x: DType,
+    out: DType,
+    //,
+    target: StaticString,
+    taps: Int,
+    has_bias: Bool,
+    gelu: Bool,
+    has_residual: Bool,
+    heads: Bool,
 ](
-    y: Pointer[mut=True, Float, ...],
-    x: Pointer[mut=False, Float, ...],
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[of_x], ...],
     w: Pointer[mut=False, Scalar[type], ...],
     bias: Pointer[mut=False, Float, ...],
     residual: Pointer[mut=False, Float, ...],
@@ -27,33 +38,39 @@ def gemm_for[
 ) raises:
     """Do what `gemm` does, on the graph's device."""
     comptime if target == "cpu":
-        gemm[type, taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source)
+        gemm[taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source)
+    elif of_x == DType.float32:
+        gemm_on_gpu[taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
     else:
-        gemm_on_gpu[type, taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
+        comptime assert type == of_x, "tensor cores take factors of the same type"
+        var same = w.unsafe_bitcast[Scalar[of_x]]()
+        tensor_gemm_on_gpu[taps, has_bias, gelu, has_residual, heads](y, x, same, bias, residual, m, n, source, ctx)
 
 
 @always_inline
 def matmul[
-    target: StaticString, type: DType, has_bias: Bool, gelu: Bool, has_residual: Bool
+    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, gelu: Bool, has_residual: Bool
 ](
-    y: OutputTensor[dtype=DType.float32, rank=3, ...],
-    x: InputTensor[dtype=DType.float32, rank=3, ...],
+    y: OutputTensor[dtype=out, rank=3, ...],
+    x: InputTensor[dtype=of_x, rank=3, ...],
     w: InputTensor[dtype=type, rank=2, ...],
     bias: Pointer[mut=False, Float, ...],
     residual: Pointer[mut=False, Float, ...],
     ctx: DeviceContext,
 ) raises:
     """Compute y (batch, length, n) = x (batch, length, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual, like y].
+
+    On the tensor cores of a GPU, if x is of half width; w is of the same type then.
     """
     var m = x.dim_size(0) * x.dim_size(1)
     var n = w.dim_size(0)
     var k = w.dim_size(1)
-    if m <= FEW:
-        linear_for[target, type, has_bias, has_residual, gelu](
+    if m <= (FEW if target == "cpu" else FEW_ON_GPU):
+        linear_for[target, has_bias, has_residual, gelu](
             y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k, ctx
         )
     else:
-        gemm_for[target, type, 1, has_bias, gelu, has_residual, False](
+        gemm_for[target, 1, has_bias, gelu, has_residual, False](
             y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 1), ctx
         )
 
@@ -64,14 +81,15 @@ struct Matmul:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=3, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, type, False, False, False](y, x, w, x.unsafe_ptr(), x.unsafe_ptr(), ctx)
+        var nothing = unread(x.unsafe_ptr())
+        matmul[target, False, False, False](y, x, w, nothing, nothing, ctx)
 
 
 @extensibility.register("whisper_matmul_bias")
@@ -80,15 +98,15 @@ struct MatmulBias:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=3, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, type, True, False, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), ctx)
+        matmul[target, True, False, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), ctx)
 
 
 @extensibility.register("whisper_matmul_bias_gelu")
@@ -97,15 +115,15 @@ struct MatmulBiasGelu:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=3, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, type, True, True, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), ctx)
+        matmul[target, True, True, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), ctx)
 
 
 @extensibility.register("whisper_matmul_bias_add")
@@ -114,24 +132,24 @@ struct MatmulBiasAdd:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=3, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         residual: InputTensor[dtype=DType.float32, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, type, True, False, True](y, x, w, bias.unsafe_ptr(), residual.unsafe_ptr(), ctx)
+        matmul[target, True, False, True](y, x, w, bias.unsafe_ptr(), residual.unsafe_ptr(), ctx)
 
 
 @always_inline
 def heads[
-    target: StaticString, type: DType, has_bias: Bool
+    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool
 ](
-    y: OutputTensor[dtype=DType.float32, rank=4, ...],
-    x: InputTensor[dtype=DType.float32, rank=3, ...],
+    y: OutputTensor[dtype=out, rank=4, ...],
+    x: InputTensor[dtype=of_x, rank=3, ...],
     w: InputTensor[dtype=type, rank=2, ...],
     bias: Pointer[mut=False, Float, ...],
     ctx: DeviceContext,
@@ -139,12 +157,12 @@ def heads[
     """Compute y (batch, n_head, length, head_dim) = x (batch, length, k) @ w (n, k).T [+ bias (n)], laid out by heads.
     """
     var length = x.dim_size(1)
-    gemm_for[target, type, 1, has_bias, False, False, True](
+    gemm_for[target, 1, has_bias, False, False, True](
         y.unsafe_ptr(),
         x.unsafe_ptr(),
         w.unsafe_ptr(),
         bias,
-        x.unsafe_ptr(),
+        unread(x.unsafe_ptr()),
         x.dim_size(0) * length,
         w.dim_size(0),
         Source(x.dim_size(2), length, 1, length, y.dim_size(3)),
@@ -158,14 +176,14 @@ struct Heads:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=4, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=4, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        heads[target, type, False](y, x, w, x.unsafe_ptr(), ctx)
+        heads[target, False](y, x, w, unread(x.unsafe_ptr()), ctx)
 
 
 @extensibility.register("whisper_heads_bias")
@@ -174,23 +192,23 @@ struct HeadsBias:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=4, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=4, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=2, ...],
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        heads[target, type, True](y, x, w, bias.unsafe_ptr(), ctx)
+        heads[target, True](y, x, w, bias.unsafe_ptr(), ctx)
 
 
 @always_inline
 def convolution[
-    target: StaticString, type: DType, has_positions: Bool
+    type: DType, of_x: DType, out: DType, //, target: StaticString, has_positions: Bool
 ](
-    y: OutputTensor[dtype=DType.float32, rank=3, ...],
-    x: InputTensor[dtype=DType.float32, rank=3, ...],
+    y: OutputTensor[dtype=out, rank=3, ...],
+    x: InputTensor[dtype=of_x, rank=3, ...],
     w: InputTensor[dtype=type, rank=3, ...],
     bias: Pointer[mut=False, Float, ...],
     positions: Pointer[mut=False, Float, ...],
@@ -199,9 +217,9 @@ def convolution[
 ) raises:
     """A convolution of width 3 and padding 1, then GELU [+ positions (length_out, n_out)].
 
-    y (batch, length_out, n_out); x (batch, length, n_in); w (n_out, n_in, 3), as torch holds it
+    y (batch, length_out, n_out); x (batch, length, n_in); w (n_out, 3, n_in)
     """
-    gemm_for[target, type, 3, True, True, has_positions, False](
+    gemm_for[target, 3, True, True, has_positions, False](
         y.unsafe_ptr(),
         x.unsafe_ptr(),
         w.unsafe_ptr(),
@@ -220,15 +238,15 @@ struct ConvGelu[stride: Int]:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=3, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=3, ...],
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        convolution[target, type, False](y, x, w, bias.unsafe_ptr(), x.unsafe_ptr(), Self.stride, ctx)
+        convolution[target, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), Self.stride, ctx)
 
 
 @extensibility.register("whisper_conv_gelu_add")
@@ -237,16 +255,16 @@ struct ConvGeluAdd[stride: Int]:
 
     @staticmethod
     def execute[
-        type: DType, target: StaticString
+        type: DType, of_x: DType, out: DType, target: StaticString
     ](
-        y: OutputTensor[dtype=DType.float32, rank=3, ...],
-        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        y: OutputTensor[dtype=out, rank=3, ...],
+        x: InputTensor[dtype=of_x, rank=3, ...],
         w: InputTensor[dtype=type, rank=3, ...],
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         positions: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        convolution[target, type, True](y, x, w, bias.unsafe_ptr(), positions.unsafe_ptr(), Self.stride, ctx)
+        convolution[target, True](y, x, w, bias.unsafe_ptr(), positions.unsafe_ptr(), Self.stride, ctx)
 
 
 @extensibility.register("whisper_scores")

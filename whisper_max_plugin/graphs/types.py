@@ -1,0 +1,41 @@
+"""The types of the numbers that graphs read and multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from max.dtype import DType
+
+
+@dataclass(frozen=True)
+class Types:
+    """What graphs read and multiply; sums, and what one layer leaves for the next, are float32.
+
+    Attributes
+    ----------
+    stored : DType
+        the decoder's matrices, which a step reads
+    operands : DType
+        what else is multiplied, where there are many rows: float32, or of half width for the tensor cores of a GPU,
+        which then take `stored` of the same type
+    cache : DType
+        keys and values
+    """
+
+    stored: DType = DType.float32
+    operands: DType = DType.float32
+    cache: DType = DType.float32
+
+    @property
+    def are_half(self) -> bool:
+        """Whether products are those of tensor cores."""
+        return self.operands != DType.float32
+
+    def __str__(self) -> str:
+        """Return a name for files: the operands, and what differs from them."""
+        parts = [self.operands.name]
+        if self.stored != self.operands:
+            parts.append(self.stored.name)
+        if self.cache != self.operands:
+            parts.append(f"{self.cache.name}cache")
+        return "-".join(parts)

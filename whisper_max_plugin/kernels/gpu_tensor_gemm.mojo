@@ -1,0 +1,177 @@
+"""Matrix products of many rows on the tensor cores of a GPU: factors of half width, sums in float32."""
+
+from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
+from max.gpu.host import DeviceContext
+from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
+from std.math import ceildiv, erf
+from std.sys import size_of
+
+from .gemm import Float, Source
+from .gpu_tensor import CHUNK, Sums, Tile, add_product
+
+comptime THREADS = 128  # two by two warps, of which each has a quarter of a block's tile
+comptime DEPTH = 32  # of a product at a time
+comptime STAGES = 3  # of that depth, of which one is multiplied while the others arrive
+comptime ENOUGH = 100  # large tiles to keep a GPU busy
+
+
+@always_inline
+def tensor_gemm_block[
+    type: DType, out: DType, //, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+](
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[type], ...],
+    w: Pointer[mut=False, Scalar[type], ...],
+    bias: Pointer[mut=False, Float, ...],
+    residual: Pointer[mut=False, Float, ...],
+    m: Int,
+    n: Int,
+    source: Source,
+):
+    """Compute one tile of what `gemm` computes, `side` rows and columns; rows are whole numbers of chunks."""
+    comptime Part = Tile[type, side, DEPTH]
+    comptime own = side // 2  # rows and columns of a warp
+    var xs = Part.allocate[STAGES]()
+    var ws = Part.allocate[STAGES]()
+    var thread = Int(thread_idx.x)
+    var lane = Int(lane_id())
+    var first_row = Int(block_idx.y) * side
+    var first_column = Int(block_idx.x) * side
+    var k = source.n_in * taps
+    var n_steps = ceildiv(k, DEPTH)
+
+    @always_inline
+    def fetch(step: Int) {imm}:
+        """Begin to copy what a step multiplies."""
+        var stage = step % STAGES * Part.SIZE
+        comptime for i in range(side * DEPTH // CHUNK // THREADS):
+            var index = i * THREADS + thread
+            var chunk = index % (DEPTH // CHUNK)
+            var tile_row = index // (DEPTH // CHUNK)
+            var column = step * DEPTH + chunk * CHUNK
+            var inside = column < k
+            var row = min(first_row + tile_row, m - 1)
+            comptime if taps == 1:
+                Part(xs.unsafe_offset(stage)).fetch(
+                    tile_row, chunk, x.unsafe_offset(row * source.n_in + (column if inside else 0)), inside
+                )
+            else:
+                # The channels of neighbours lie side by side, so a window is a row that may begin before the first.
+                var begin = row % source.length_out * source.stride - 1
+                var at = begin + column // source.n_in
+                var valid = inside and 0 <= at and at < source.length
+                var offset = (row // source.length_out * source.length + begin) * source.n_in + column
+                Part(xs.unsafe_offset(stage)).fetch(tile_row, chunk, x.unsafe_offset(offset if valid else 0), valid)
+            var output = min(first_column + tile_row, n - 1)
+            Part(ws.unsafe_offset(stage)).fetch(
+                tile_row, chunk, w.unsafe_offset(output * k + (column if inside else 0)), inside
+            )
+
+    comptime downs = own // 16  # products of a warp below each other
+    comptime pairs = own // 16  # and pairs of them side by side
+    var sums = Array[Sums, downs * pairs * 2](fill=Sums(0))
+    var row_of_warp = thread // WARP_SIZE // 2 * own
+    var column_of_warp = thread // WARP_SIZE % 2 * own
+
+    comptime for step in range(STAGES - 1):
+        if step < n_steps:
+            fetch(step)
+        async_copy_commit_group()
+    for step in range(n_steps):
+        async_copy_wait_group(STAGES - 2)  # this step's has come
+        barrier()  # for all, and what the last step multiplied is not needed any more
+        if step + STAGES - 1 < n_steps:
+            fetch(step + STAGES - 1)
+        async_copy_commit_group()  # also if empty, since groups are counted
+        var stage = step % STAGES * Part.SIZE
+        var x_tile = Part(xs.unsafe_offset(stage))
+        var w_tile = Part(ws.unsafe_offset(stage))
+        comptime for depth in range(0, DEPTH, 16):
+            var lefts = Array[SIMD[type, 8], downs](fill=SIMD[type, 8](0))
+            comptime for i in range(downs):
+                lefts[i] = x_tile.left(row_of_warp + i * 16, depth)
+            comptime for j in range(pairs):
+                var rights = w_tile.right(column_of_warp + j * 16, depth)
+                comptime for i in range(downs):
+                    comptime at = (i * pairs + j) * 2
+                    add_product(sums[at], lefts[i], rights.slice[4]())
+                    add_product(sums[at + 1], lefts[i], rights.slice[4, offset=4]())
+    async_copy_wait_group(0)
+
+    @always_inline
+    def finish[width: Int](row: Int, column: Int, products: SIMD[DType.float32, width]) {imm}:
+        """Write neighbours in a row."""
+        var values = products
+        var t = row % source.length_out
+        comptime if has_bias:
+            values += bias.unsafe_load[width=width, alignment = 4 * width](column)
+        comptime if gelu:
+            values = 0.5 * values * (1 + erf(values * 0.7071067811865476))
+        comptime if has_residual:
+            values += residual.unsafe_load[width=width, alignment = 4 * width](t * n + column)
+        var at = row * n + column
+        comptime if heads:
+            var head = row // source.length_out * (n // source.head_dim) + column // source.head_dim
+            at = (head * source.length_out + t) * source.head_dim + column % source.head_dim
+        y.unsafe_store[alignment = size_of[out]() * width](at, values.cast[out]())
+
+    comptime for i in range(downs):
+        comptime for half in range(2):
+            var row = first_row + row_of_warp + i * 16 + half * 8 + lane // 4
+            comptime for j in range(pairs * 2):
+                var column = first_column + column_of_warp + j * 8 + lane % 4 * 2
+                var products = sums[i * pairs * 2 + j].slice[2, offset = 2 * half]()
+                if row < m:
+                    if n % 2 == 0:
+                        if column < n:
+                            finish[2](row, column, products)
+                    else:
+                        comptime for which in range(2):
+                            if column + which < n:
+                                finish[1](row, column + which, products[which])
+
+
+@always_inline
+def tensor_gemm_on_gpu[
+    type: DType, out: DType, //, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+](
+    y: Pointer[mut=True, Scalar[out], ...],
+    x: Pointer[mut=False, Scalar[type], ...],
+    w: Pointer[mut=False, Scalar[type], ...],
+    bias: Pointer[mut=False, Float, ...],
+    residual: Pointer[mut=False, Float, ...],
+    m: Int,
+    n: Int,
+    source: Source,
+    ctx: DeviceContext,
+) raises:
+    """Launch `tensor_gemm_block`, which does what `gemm` does, in large tiles where there are enough of them.
+
+    Raises if rows are not whole numbers of chunks.
+    """
+    if source.n_in % CHUNK != 0:
+        raise Error("a matrix product's rows are not a multiple of 8 values")
+    comptime for side in [64, 128]:
+        var large = ceildiv(m, 128) * ceildiv(n, 128) >= ENOUGH
+        if large == (side == 128):
+            var m_ = Int32(m)
+            var n_ = Int32(n)
+            var n_in = Int32(source.n_in)
+            var length = Int32(source.length)
+            var stride = Int32(source.stride)
+            var length_out = Int32(source.length_out)
+            var head_dim = Int32(source.head_dim)
+
+            def kernel() {var}:
+                tensor_gemm_block[taps, side, has_bias, gelu, has_residual, heads](
+                    y,
+                    x,
+                    w,
+                    bias,
+                    residual,
+                    Int(m_),
+                    Int(n_),
+                    Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim)),
+                )
+
+            ctx.enqueue_function(kernel, grid_dim=(ceildiv(n, side), ceildiv(m, side)), block_dim=THREADS)
