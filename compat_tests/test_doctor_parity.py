@@ -22,6 +22,7 @@ from whisper_max_plugin.execution import engine
 from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.step_inputs import SearchInputs, StepInputs
+from whisper_max_plugin.graphs import Types
 from whisper_max_plugin.inference.kv_cache import KVCache
 
 from .compare import RELATIVE_ERROR, relative_error
@@ -194,8 +195,8 @@ def test_graphs_with_another_weight_than_the_model(
 ) -> None:
     original = engine.graph_weights
 
-    def graph_weights(state: dict[str, Tensor], stored: torch.dtype, *, kernels: bool) -> dict[str, Tensor]:
-        weights = original(state, stored, kernels=kernels)
+    def graph_weights(state: dict[str, Tensor], types: Types, *, kernels: bool) -> dict[str, Tensor]:
+        weights = original(state, types, kernels=kernels)
         return {**weights, name: weights[name] + 0.1}
 
     monkeypatch.setattr(engine, "graph_weights", graph_weights)
@@ -292,7 +293,7 @@ def test_a_graph_that_fails_to_run(nano: Pair, disturb: Disturb, error: type[Exc
 
 
 def test_graphs_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_graphs(dims: ModelDimensions, stored: torch.dtype, device: Device) -> None:
+    def compile_graphs(dims: ModelDimensions, types: Types, device: Device) -> None:
         raise RuntimeError("error: cannot lower rmo.matmul")
 
     monkeypatch.setattr(engine, "compile_graphs", compile_graphs)
@@ -304,8 +305,8 @@ def after_accelerate(monkeypatch: pytest.MonkeyPatch, change: Callable[[Whisper]
     """Do something to the model that is checked, as other software in the environment may."""
     original = parity.accelerate
 
-    def accelerate(model: Whisper, device: Device) -> Whisper:
-        accelerated = original(model, device)
+    def accelerate(model: Whisper, device: Device, precision: str) -> Whisper:
+        accelerated = original(model, device, precision)
         change(accelerated)
         return accelerated
 

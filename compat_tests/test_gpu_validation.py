@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "gpu"
 BREAKS_PARITY = """
 from whisper_max_plugin.startup import when_imported
 
-when_imported("whisper_max_plugin.doctor.comparison", lambda comparison: setattr(comparison, "LIMIT", 0.0))
+when_imported("whisper_max_plugin.doctor.comparison", lambda comparison: comparison.LIMITS.update(float32=0.0))
 """
 
 
@@ -51,15 +51,15 @@ def results(found: dict[str, Any]) -> dict[str, str]:
 
 def test_correctness_alone(tmp_path: Path) -> None:
     status, found, table = run(tmp_path / "out", "--sizes", "nano", "--bench-sizes", "none", "--recordings", "none")
-    assert results(found) == dict.fromkeys(["facts", "copy", "parity nano", "transcripts"], "pass")
+    assert results(found) == dict.fromkeys(["facts", "copy", "parity nano float32", "transcripts float32"], "pass")
     assert status == 0
     assert "3 of 3 steps about correctness passed." in table
     steps = {step["name"]: step for step in found["steps"]}
     assert all(step["seconds"] > 0 for step in steps.values())
-    assert steps["facts"]["found"]["compiled"] == "nano"
-    (parity,) = steps["parity nano"]["found"]["parity"]["models"]
+    assert steps["facts"]["found"]["compiled"] == "nano in float32"
+    (parity,) = steps["parity nano float32"]["found"]["parity"]["models"]
     assert {row["name"] for row in parity["rows"]} == {"encoder", "prefill", "steps", "beams", "ranking", "alignment"}
-    transcripts = steps["transcripts"]["found"]["transcripts"]
+    transcripts = steps["transcripts float32"]["found"]["transcripts"]
     assert {row["options"] for row in transcripts} >= {"greedy", "beam 5", "prompt", "word timestamps"}
     assert all(row["equal_tokens"] == row["tokens"] > 50 for row in transcripts)
 
@@ -71,12 +71,12 @@ def test_what_fails_is_reported_and_the_rest_still_runs(tmp_path: Path) -> None:
     options += ["--bench-options", "--rounds 1 --tokens 20 --threads 1 --peers none --stages step"]
     status, found, table = run(tmp_path / "out", *options, path=tmp_path)
     assert status == 1
-    passed = dict.fromkeys(["facts", "copy", "transcripts", "bench nano", "transcribe nano 5 s"], "pass")
-    assert results(found) == {**passed, "parity nano": "FAIL"}
-    assert list(results(found))[2] == "parity nano"
-    problem = next(step["problem"] for step in found["steps"] if step["name"] == "parity nano")
+    passed = dict.fromkeys(["facts", "copy", "transcripts float32", "bench nano", "transcribe nano 5 s"], "pass")
+    assert results(found) == {**passed, "parity nano float32": "FAIL"}
+    assert list(results(found))[2] == "parity nano float32"
+    problem = next(step["problem"] for step in found["steps"] if step["name"] == "parity nano float32")
     assert "encoder " in problem
-    assert "| parity nano | FAIL | " in table
+    assert "| parity nano float32 | FAIL | " in table
     assert problem in table
     assert "2 of 3 steps about correctness passed." in table
     assert table.count("| nano | greedy step | ") == 2
@@ -88,11 +88,21 @@ def test_what_no_longer_fits_is_not_run(tmp_path: Path) -> None:
     assert status == 1
     assert set(results(found).values()) == {"not run"}
     assert [step["name"] for step in found["steps"]] == [
-        *("facts", "copy", "parity nano", "parity tiny", "parity base", "parity small", "parity turbo"),
-        *("parity large-v3", "transcripts", "bench tiny", "bench small", "bench turbo", "bench large-v3"),
+        *("facts", "copy", "parity nano float32", "parity tiny float32", "parity base float32"),
+        *("parity small float32", "parity turbo float32", "parity large-v3 float32", "transcripts float32"),
+        *("bench tiny", "bench small", "bench turbo", "bench large-v3"),
         *("transcribe nano 161.5 s", "transcribe tiny 161.5 s", "transcribe turbo 3600 s"),
     ]
     assert "0 s were left, and it needs 10" in table
+
+
+def test_a_gpu_is_compared_in_half_width_and_in_float32(validate: ModuleType, tmp_path: Path) -> None:
+    arguments = [str(tmp_path), "--sizes", "tiny", "--bench-sizes", "none", "--recordings", "none"]
+    steps = validate.plan(validate._parser().parse_args(arguments), tmp_path)
+    named = {step.name: step.command for step in steps}
+    assert list(named)[2:] == [f"{what} {p}" for what in ("parity tiny", "transcripts") for p in ("float16", "float32")]
+    assert named["parity tiny float16"][-2:] == ["--precision", "float16"]
+    assert named["transcripts float16"][-1] == "float16"
 
 
 @pytest.fixture

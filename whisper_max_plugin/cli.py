@@ -71,8 +71,10 @@ def _run(arguments: list[str]) -> int:
         return backends(as_json=options.json)
     if options.command == "doctor":
         if options.parity is not None:
-            return doctor_with_parity(options.parity, audio=options.audio, device=options.device, as_json=options.json)
-        for option in ("audio", "device"):
+            chosen = precisions.checked(options.precision or precisions.DEFAULT)
+            given = {"audio": options.audio, "device": options.device, "precision": chosen}
+            return doctor_with_parity(options.parity, **given, as_json=options.json)
+        for option in ("audio", "device", "precision"):
             if vars(options)[option] is not None:
                 parser.error(f"--{option} goes with --parity")
         return doctor(as_json=options.json)
@@ -112,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--parity", nargs="*", metavar="MODEL", help=parity_help)
     command.add_argument("--audio", metavar="FILE", help="the recording to compare on, by default synthetic sound")
     command.add_argument("--device", help="what MAX runs on in the comparison; by default the one load_model chooses")
+    precision_help = f"what it computes in there; {precisions.DEFAULT} by default, which is torch's in any case"
+    command.add_argument("--precision", metavar="NAME", help=precision_help)
 
     command = commands.add_parser("warmup", help="compile the graphs of models ahead of time")
     warmup_help = "a name (its weights are not needed), a .pt file or a folder of Hugging Face"
@@ -192,7 +196,9 @@ def doctor(*, as_json: bool) -> int:
     return EXIT_OK if report["ok"] else EXIT_PROBLEM
 
 
-def doctor_with_parity(models: Sequence[str], *, audio: str | None, device: str | None, as_json: bool) -> int:
+def doctor_with_parity(
+    models: Sequence[str], *, audio: str | None, device: str | None, precision: str, as_json: bool
+) -> int:
     """Print what `doctor` prints, and how models on MAX compare with torch; 1 when anything is wrong.
 
     Parameters
@@ -203,6 +209,8 @@ def doctor_with_parity(models: Sequence[str], *, audio: str | None, device: str 
         the recording to compare on; None for synthetic sound
     device : str | None
         what MAX runs on, as `whisper.load_model` takes it
+    precision : str
+        what MAX computes in
     as_json : bool
 
     Raises
@@ -230,7 +238,7 @@ def doctor_with_parity(models: Sequence[str], *, audio: str | None, device: str 
         machine = parity.machine()
         results = []
         for name in names:
-            results.append(parity.check_model(name, samples, device))
+            results.append(parity.check_model(name, samples, device, precision))
             if not as_json:
                 _print_parity(results[-1], machine, audio)
         ok = all(result.ok for result in results)

@@ -1,7 +1,7 @@
 """The steps of validate.py that are no command of this package, each of which prints what it found as JSON.
 
-steps.py facts DEVICE NANO SIZES | copy DEVICE | transcripts DEVICE CHECKPOINT RECORDING | checkpoints OUT SIZES |
-recording SOURCE SECONDS FILE COMMAND…
+steps.py facts DEVICE NANO SIZES | copy DEVICE | transcripts DEVICE CHECKPOINT RECORDING PRECISION |
+checkpoints OUT SIZES | recording SOURCE SECONDS FILE COMMAND…
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "word timestamps": {"word_timestamps": True},
     "sampling": {"temperature": 0.7, "best_of": 3},
 }
-SCORE_ERROR = 1e-3
+SCORE_ERROR = {"float32": 1e-3, "float16": 2e-2}
 WORD_TIME_ERROR = 0.02 + 1e-6  # seconds: a frame of the encoder's output
 
 
@@ -33,7 +33,8 @@ def facts(device: str, nano: str, sizes: str) -> dict[str, Any]:
     from whisper_max_plugin.checkpoints import checkpoint
     from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
     from whisper_max_plugin.doctor import parity
-    from whisper_max_plugin.execution import artifacts, devices, engine
+    from whisper_max_plugin.execution import artifacts, devices
+    from whisper_max_plugin.execution.weights import types_for
 
     found: dict[str, Any] = {**parity.machine(), "processors": os.cpu_count(), "cublas": environment.find_cublas()}
     found["torch_cuda"] = torch.version.cuda if torch.cuda.is_available() else None
@@ -48,8 +49,9 @@ def facts(device: str, nano: str, sizes: str) -> dict[str, Any]:
     compiled = []
     for size in sizes.split(","):
         dims = checkpoint.read(nano).dims if size == "nano" else OFFICIAL_DIMS[size]
-        if artifacts.is_cached(dims, engine.artifact_precision(torch.float16), opened.kind):
-            compiled.append(size)
+        for precision in ("float16", "float32") if opened.computes_in_half else ("float32",):
+            if artifacts.is_cached(dims, str(types_for({}, precision, opened)), opened.kind):
+                compiled.append(f"{size} in {precision}")
     found["compiled_for"], found["compiled"] = opened.kind, ", ".join(compiled) or "nothing"
     return found
 
@@ -72,8 +74,8 @@ def copy(device: str) -> dict[str, Any]:
     return {"bytes": 2 * bits.nbytes, "copy_seconds": seconds}
 
 
-def transcripts(device: str, checkpoint: str, recording: str) -> dict[str, Any]:
-    """Compare transcripts with upstream's, by torch on the CPU, token by token."""
+def transcripts(device: str, checkpoint: str, recording: str, precision: str) -> dict[str, Any]:
+    """Compare transcripts with upstream's, by torch on the CPU in float32, token by token."""
     import torch
     import whisper
 
@@ -88,9 +90,10 @@ def transcripts(device: str, checkpoint: str, recording: str) -> dict[str, Any]:
         for model in (upstream, ours):
             torch.manual_seed(0)
             started = time.perf_counter()
-            results.append(model.transcribe(recording, language="en", fp16=False, **options))
+            half = precision == "float16" and model is ours
+            results.append(model.transcribe(recording, language="en", fp16=half, **options))
             seconds.append(time.perf_counter() - started)
-        rows.append({"options": name, **_compared(*results), "seconds": seconds[1]})
+        rows.append({"options": name, **_compared(*results, SCORE_ERROR[precision]), "seconds": seconds[1]})
     status = whisper_max_plugin.status()
     problems = [f"{row['options']}: {row['problem']}" for row in rows if row["problem"]]
     if status["fallbacks"]:
@@ -103,7 +106,7 @@ def transcripts(device: str, checkpoint: str, recording: str) -> dict[str, Any]:
     }
 
 
-def _compared(upstream: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+def _compared(upstream: dict[str, Any], ours: dict[str, Any], score_error: float) -> dict[str, Any]:
     expected = [token for segment in upstream["segments"] for token in segment["tokens"]]
     tokens = [token for segment in ours["segments"] for token in segment["tokens"]]
     equal = sum(one == other for one, other in zip(tokens, expected, strict=False))
@@ -120,7 +123,7 @@ def _compared(upstream: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     ]
     found["score_error"], found["word_time_error"] = max(scores), max(times, default=None)
     problem = None
-    if max(scores) > SCORE_ERROR or max(times, default=0.0) > WORD_TIME_ERROR:
+    if max(scores) > score_error or max(times, default=0.0) > WORD_TIME_ERROR:
         problem = f"scores are off by {max(scores):.1e}, times of words by {max(times, default=0.0):.2f} s"
     return {**found, "problem": problem}
 

@@ -149,11 +149,13 @@ def plan(options: argparse.Namespace, out: Path) -> list[Step]:
         Step("facts", "facts", [*STEPS, "facts", options.device, str(NANO), ",".join(sizes)], 1),
         Step("copy", "correctness", [*STEPS, "copy", options.device], 1),
     ]
+    # the CPU computes in float32, whatever it is asked for
+    precisions = ["float32"] if options.device == "cpu" else ["float16", "float32"]
     for size in _list(options.sizes):
-        command = [*COMMAND, "doctor", "--parity", str(checkpoint(size, out)), *device, "--json"]
-        steps.append(Step(f"parity {size}", "correctness", command, 10))
+        command = [*COMMAND, "doctor", "--parity", str(checkpoint(size, out)), *device, "--json", "--precision"]
+        steps += [Step(f"parity {size} {name}", "correctness", [*command, name], 10) for name in precisions]
     transcripts = [*STEPS, "transcripts", options.device, str(NANO), str(WEIGHTS / "sample.flac")]
-    steps.append(Step("transcripts", "correctness", transcripts, 10))
+    steps += [Step(f"transcripts {name}", "correctness", [*transcripts, name], 10) for name in precisions]
     bench = [*COMMAND, "bench", *device, *shlex.split(options.bench_options)]
     for size in _list(options.bench_sizes):
         results = str(out / f"bench-{size}.json")
@@ -227,7 +229,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _judge(step: Step, code: int, output: str, log: Path) -> None:
     """Read what the step found; what it printed last is its problem, if it found none itself."""
-    if "--json" in step.command and step.command[-1] != "--json":
+    if "--json" in step.command and "--parity" not in step.command:
         results = Path(step.command[step.command.index("--json") + 1])
         text = results.read_text() if code == 0 else "{}"
     else:

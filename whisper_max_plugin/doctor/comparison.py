@@ -14,10 +14,12 @@ from whisper.model import Whisper
 from ..errors import CheckpointError
 from ..inference.model import MaxWhisper
 from ..inference.search import STEPS_AHEAD
+from ..precision import DEFAULT
 from ..report import REPORT
 from . import parity_checks as checks
 
-LIMIT = 1e-4  # of the largest magnitude that upstream computes; float32 noise is about 1e-6
+LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Of the largest magnitude that upstream computes, in float32: for each precision, much more than it rounds."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Row:
     compared: str
     ok: bool
     error: float | None = None
-    limit: float = LIMIT
+    limit: float = LIMITS[DEFAULT]
     tokens: int | None = None
     equal_tokens: int | None = None
     note: str | None = None
@@ -87,7 +89,7 @@ def compute_upstreams(model: Whisper, window: checks.Window) -> checks.Results:
 
 
 def compare(model: MaxWhisper, window: checks.Window, upstreams: checks.Results) -> list[Row]:
-    """Run every check on graphs, and compare with what upstream's model computed."""
+    """Run every check on graphs, and compare with what upstream's model computed in float32."""
     with torch.no_grad():
         rows = [_compare(check, model, window, upstreams) for check in CHECKS]
         if model.decoder.runtime.device.shares_memory:
@@ -114,7 +116,8 @@ def _compare(check: Check, model: MaxWhisper, window: checks.Window, upstreams: 
     if not _all_finite(actual):
         return Row(check.name, check.compared, False, note="the result of the graph holds NaN or infinite values")
     error = max(_relative_error(*pair) for pair in zip(actual, expected, strict=True))
-    row = Row(check.name, check.compared, error <= LIMIT, error)
+    limit = LIMITS[model.decoder.runtime.precision or DEFAULT]
+    row = Row(check.name, check.compared, error <= limit, error, limit)
     return _with_tokens(row, actual, expected, window) if check.compute is checks.steps else row
 
 
@@ -138,7 +141,7 @@ def _with_tokens(row: Row, actual: Sequence[Tensor], expected: Sequence[Tensor],
         if token != upstreams:
             gap = float((wanted[0, upstreams] - wanted[0, token]) / wanted.abs().max())
             # errors within the limit may lower the one's logit and raise the other's
-            kind = "near tie" if gap <= 2 * LIMIT else "clear choice"
+            kind = "near tie" if gap <= 2 * row.limit else "clear choice"
             notes.append(f"step {step} chose token {token}, upstream {upstreams}: a {kind}, {gap:.1e} apart")
     return replace(row, tokens=len(actual), equal_tokens=len(actual) - len(notes), note="; ".join(notes) or None)
 

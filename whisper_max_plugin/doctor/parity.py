@@ -22,6 +22,7 @@ from .. import audio, environment, loading
 from ..errors import UnknownModelError, WhisperMaxError
 from ..execution import devices
 from ..inference.model import accelerate
+from ..precision import DEFAULT
 from ..report import REPORT
 from . import comparison
 from . import parity_checks as checks
@@ -105,7 +106,7 @@ def load_audio(path: str | None) -> Tensor:
 
 
 @torch.no_grad()
-def check_model(name: str, samples: Tensor, device: str | None = None) -> Parity:
+def check_model(name: str, samples: Tensor, device: str | None = None, precision: str = DEFAULT) -> Parity:
     """Run every check on one model.
 
     Parameters
@@ -116,6 +117,8 @@ def check_model(name: str, samples: Tensor, device: str | None = None) -> Parity
         16 kHz; the first 30 s are used
     device : str | None
         what graphs run on, as `whisper.load_model` takes it
+    precision : str
+        what they compute in; torch computes in float32
 
     Raises
     ------
@@ -127,7 +130,7 @@ def check_model(name: str, samples: Tensor, device: str | None = None) -> Parity
         model = _load(name)
         window = checks.prepare(model, samples)
         upstreams = comparison.compute_upstreams(model, window)
-        accelerated = accelerate(model, graphs_device)
+        accelerated = accelerate(model, graphs_device, precision)
     except OSError as error:
         return Parity(name, False, f"cannot be loaded: {error}")
     except (WhisperMaxError, RuntimeError, ValueError) as error:  # ours, upstream's, torch's and MAX's

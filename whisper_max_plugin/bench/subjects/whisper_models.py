@@ -15,6 +15,8 @@ from .inputs import Inputs, recording
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from whisper_max_plugin.execution.engine import Engine
+
 
 class WhisperSubject:
     """``whisper.load_model(…, backend=…, precision=…)``; upstream also in float16, its default on CUDA."""
@@ -72,11 +74,16 @@ class WhisperSubject:
         self._tokenizer = tokenizer_of(setup.dims)
         storage = Storage(kv=2, half_products=True) if self._half else Storage()
         if self._backend == "max":
-            from whisper_max_plugin.execution.weights import chosen_dtype
-
-            stored = chosen_dtype(self._model.state_dict(), self._precision)
-            storage = Storage(step_weights=stored.itemsize)
+            types = self._engine().types
+            storage = Storage(types.stored.size_in_bytes, kv=types.cache.size_in_bytes, half_products=types.are_half)
         return Loaded(imported - started, loaded - imported, storage)
+
+    def _engine(self) -> Engine:
+        """Return what computes this plugin's passes for inputs such as `_tensor` makes."""
+        import torch
+
+        engine: Engine = self._model.encoder.runtime.engine(torch.float16 if self._half else torch.float32)
+        return engine
 
     def _clock(self) -> float:
         """Return the time, when the device has finished what it was told."""
@@ -115,7 +122,7 @@ class WhisperSubject:
         features = self._tensor(self._inputs.audio_features())
         if self._backend == "max":
             started = self._clock()
-            self._model.encoder.runtime.cross_kv(features)
+            self._model.encoder.runtime.cross_kv(features, self._engine())
             return self._clock() - started
         started = self._clock()
         for block in self._model.decoder.blocks:
