@@ -19,6 +19,7 @@ from whisper_max_plugin.startup import when_imported
 def replace_find(devices):
     class Pretended(devices.Device):
         index = None  # for MAX it is the CPU
+        computes_in_half = True
 
         def get(self, buffer):
             fault = os.environ.get("FAULT_OF_CUDA")

@@ -58,14 +58,21 @@ def test_table_and_json_name_the_device(run: tuple[str, dict[str, Any]]) -> None
 
 def test_without_cuda_in_torch_upstream_is_left_out_with_the_reason(run: tuple[str, dict[str, Any]]) -> None:
     output, results = run
-    assert [subject["name"] for subject in results["subjects"]] == ["max"]
+    assert [subject["name"] for subject in results["subjects"]] == ["max-float16", "max"]
     (reason,) = [line for line in results["missing"] if line.startswith("upstream (torch) was left out")]
     assert reason.endswith("has no CUDA")
     assert reason in output
     assert {stage["ratio"] for stage in results["stages"]} == {None}
-    (transcription,) = results["transcriptions"]
-    assert (transcription["ratio"], transcription["common_tokens"]) == (None, None)
-    assert transcription["tokens"] > 50
+    for transcription in results["transcriptions"]:
+        assert (transcription["ratio"], transcription["common_tokens"]) == (None, None)
+        assert transcription["tokens"] > 50
+
+
+def test_float16_moves_less_than_float32(run: tuple[str, dict[str, Any]]) -> None:
+    _, results = run
+    moved = {(stage["subject"], stage["stage"]): stage["n_bytes"] for stage in results["stages"]}
+    for stage in ("encoder", "step"):
+        assert moved["max-float16", stage] < moved["max", stage]
 
 
 def test_without_cuda_in_torch_limits_are_what_max_can_measure(run: tuple[str, dict[str, Any]]) -> None:
@@ -100,18 +107,19 @@ def cuda_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("cuda_everywhere")
 def test_on_a_gpu_upstream_and_faster_whisper_compute_in_float16() -> None:
     kinds, left_out = subjects.choose(PEERS, "cuda:0")
-    assert [kind.name for kind in kinds] == ["upstream", "max", "faster-whisper"]
+    assert [kind.name for kind in kinds] == ["upstream", "max-float16", "max", "faster-whisper"]
     assert kinds[0].options == {"backend": "torch", "precision": "float16"}
-    assert kinds[1] is subjects.MAX
-    assert kinds[2].options == {"compute_type": "float16"}
-    assert kinds[2].title == "faster-whisper float16"
+    assert kinds[1].options == {"backend": "max", "precision": "float16"}
+    assert kinds[2] is subjects.MAX
+    assert kinds[3].options == {"compute_type": "float16"}
+    assert kinds[3].title == "faster-whisper float16"
     assert [line.split(" was left out")[0] for line in left_out] == ["faster-whisper int8", "whisper.cpp float16"]
 
 
 @pytest.mark.usefixtures("cuda_everywhere")
 def test_who_does_not_see_the_gpu_is_left_out() -> None:
     kinds, left_out = subjects.choose(["faster-whisper"], "cuda:1")
-    assert kinds == [subjects.MAX]
+    assert [kind.name for kind in kinds] == ["max-float16", "max"]
     assert "sees 1 GPUs" in left_out[0]
     assert left_out[1] == "faster-whisper float16 was left out: CTranslate2 sees 1 GPUs"
 

@@ -51,7 +51,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--device", metavar="DEVICE", help="cpu, by default, or cuda or cuda:1", default="cpu")
     add("--threads", type=_positive, metavar="N", help="for all; by default each one's best of one and all")
     add("--peers", metavar="A,B", help=f"of {peers}, or none; by default all that are installed")
-    add("--precision", metavar="A,B", help=f"of this plugin, some of {','.join(PRECISIONS)}; {DEFAULT} by default")
+    precisions = f"of this plugin, some of {','.join(PRECISIONS)}; by default {DEFAULT}, on a GPU float16 too"
+    add("--precision", metavar="A,B", help=precisions)
     add("--stages", metavar="A,B", help=f"of {names}, or none; by default all")
     add("--cold", action="store_true", help="compile the graphs into an empty cache, to time it")
     add("--json", metavar="FILE", help="also write everything that was measured")
@@ -82,11 +83,12 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     command = shlex.join(["whisper-max", *arguments])
     peers = _chosen(options.peers, [kind.name for kind in subjects.PEERS], "peer")
     chosen_stages = _chosen(options.stages, list(stages.TITLES), "stage")
-    precisions = [checked(name) for name in (options.precision or DEFAULT).split(",")]
+    precisions = None if options.precision is None else [checked(name) for name in options.precision.split(",")]
     _check(options, chosen_stages)
     device = _device(options.device)
-    if device != "cpu" and precisions != [DEFAULT]:
-        raise BenchError("--precision is for the CPU: leave it out, or --device")
+    precisions = precisions or subjects.precisions_on(device)
+    if device != "cpu" and "int8" in precisions:
+        raise BenchError("--precision int8 is for the CPU: leave it out, or --device")
     with tempfile.TemporaryDirectory(prefix="whisper-max-bench-") as folder:
         report = _report(options, command, device, peers, precisions, chosen_stages, Path(folder))
     from .table import lines

@@ -79,9 +79,12 @@ def with_precision(name: str) -> Kind:
     return replace(MAX, name=f"{MAX.name}-{name}", title=f"{MAX.title} {name}", options=options)
 
 
-def choose(
-    peers: Sequence[str], device: str, precisions: Sequence[str] = (precision.DEFAULT,)
-) -> tuple[list[Kind], list[str]]:
+def precisions_on(device: str) -> list[str]:
+    """Return what this plugin is measured with where nothing else is said; a GPU takes float16 as upstream does."""
+    return [precision.DEFAULT] if device == "cpu" else ["float16", precision.DEFAULT]
+
+
+def choose(peers: Sequence[str], device: str, precisions: Sequence[str] | None = None) -> tuple[list[Kind], list[str]]:
     """Return who is measured on a device, and one line for each that is left out, which says why.
 
     Parameters
@@ -91,17 +94,18 @@ def choose(
     device : str
         as torch names it: "cpu", "cuda:0"
     precisions : Sequence[str]
-        of `precision.PRECISIONS`, each of which this plugin is measured with; a GPU has the default alone
+        of `precision.PRECISIONS`, each of which this plugin is measured with; by default `precisions_on`
     """
+    ours = list(map(with_precision, precisions or precisions_on(device)))
     wanted = [kind for kind in PEERS if kind.name in peers]
     missing = sorted({kind.requirement for kind in wanted if not is_installed(kind)})
     left_out = [f"{name} is not installed and was left out: {environment.install(name)}" for name in missing]
     wanted = [kind for kind in wanted if is_installed(kind)]
     if device == "cpu":
-        return [UPSTREAM, *map(with_precision, precisions), *wanted], left_out
-    chosen = [MAX]
+        return [UPSTREAM, *ours, *wanted], left_out
+    chosen = ours
     if (reason := _torch_without_gpu(device)) is None:
-        chosen = [UPSTREAM_ON_GPU, MAX]
+        chosen = [UPSTREAM_ON_GPU, *ours]
     else:
         left_out.append(f"{UPSTREAM.title} was left out, and ratios with it: {reason}")
     for kind in wanted:

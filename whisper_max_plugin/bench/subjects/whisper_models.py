@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class WhisperSubject:
-    """``whisper.load_model(…, backend=…, precision=…)``; upstream also in float16, its default on CUDA."""
+    """``whisper.load_model(…, backend=…, precision=…)``; on a GPU float16 is upstream's ``fp16=True``, its default."""
 
     def __init__(self, backend: str, precision: str = "float32") -> None:
         self._backend = backend
-        self._half = backend == "torch" and precision == "float16"
         self._precision = precision
+        self._half = False
 
     def _install(self) -> None:
         import whisper_max_plugin
@@ -53,6 +53,7 @@ class WhisperSubject:
             if not hasattr(os, "sched_setaffinity"):
                 raise RuntimeError("this system cannot limit MAX's threads: leave out --threads")
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setup.threads])
+        self._half = self._precision == "float16" and (self._backend == "torch" or setup.device != "cpu")
         started = time.perf_counter()
         import torch
         import whisper
@@ -75,7 +76,8 @@ class WhisperSubject:
         storage = Storage(kv=2, half_products=True) if self._half else Storage()
         if self._backend == "max":
             types = self._engine().types
-            storage = Storage(types.stored.size_in_bytes, kv=types.cache.size_in_bytes, half_products=types.are_half)
+            weights, step_weights, kv = (t.size_in_bytes for t in (types.operands, types.stored, types.cache))
+            storage = Storage(weights, step_weights, kv, types.are_half)
         return Loaded(imported - started, loaded - imported, storage)
 
     def _engine(self) -> Engine:
