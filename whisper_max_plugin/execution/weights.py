@@ -51,7 +51,8 @@ def chosen_dtype(state: Mapping[str, Tensor], precision: str) -> torch.dtype:
 def types_for(state: Mapping[str, Tensor], precision: str, device: Device) -> Types:
     """Return what graphs read and multiply for a `precision`.
 
-    On a GPU those of half width are what all products are of, and keys and values, as with upstream's ``fp16``.
+    On a GPU those of half width are what all products are of, and keys and values, as with upstream's ``fp16``. On the
+    CPU any precision but the default keeps keys and values as float16, which a step reads as it reads the weights.
 
     Raises
     ------
@@ -59,7 +60,9 @@ def types_for(state: Mapping[str, Tensor], precision: str, device: Device) -> Ty
         if a weight is too large for it
     """
     stored = DType[_name(chosen_dtype(state, precision))]
-    return Types(stored, stored, stored) if device.computes_in_half and precision != DEFAULT else Types(stored)
+    if precision == DEFAULT:
+        return Types(stored)
+    return Types(stored, stored, stored) if device.computes_in_half else Types(stored, cache=DType.float16)
 
 
 def graph_weights(state: Mapping[str, Tensor], types: Types, *, kernels: bool) -> dict[str, Tensor]:
