@@ -119,6 +119,12 @@ def upstreams_base(ours: type) -> type | None:
     return next((base for base in ours.__mro__ if base.__module__.startswith("whisper.")), None)
 
 
+def function_of(cls: type, name: str) -> Callable[..., Any]:
+    """Return a method, or what computes a property."""
+    value = getattr(cls, name)
+    return value.fget if isinstance(value, property) else value
+
+
 def overridden(ours: type) -> Iterator[str]:
     """Return the public attributes, and the constructor, that `ours` defines and whisper's own code does too."""
     theirs = {name for base in ours.__mro__ if base.__module__.startswith("whisper.") for name in vars(base)}
@@ -132,6 +138,7 @@ def test_the_walk_finds_what_is_known_to_be_replaced() -> None:
     found = {parameter.id for parameter in METHODS}
     assert found >= {
         "MaxWhisper.decode",
+        "MaxWhisper.device",
         "MaxWhisper.install_kv_cache_hooks",
         "MaxAudioEncoder.forward",
         "MaxTextDecoder.forward",
@@ -142,8 +149,8 @@ def test_the_walk_finds_what_is_known_to_be_replaced() -> None:
 
 @pytest.mark.parametrize(("ours", "name"), METHODS)
 def test_a_method_takes_upstreams_parameters(ours: type, name: str) -> None:
-    expected = inspect.signature(getattr(upstreams_base(ours), name)).parameters
-    actual = inspect.signature(getattr(ours, name)).parameters
+    expected = inspect.signature(function_of(upstreams_base(ours), name)).parameters
+    actual = inspect.signature(function_of(ours, name)).parameters
     added = [parameter for parameter in actual.values() if parameter.name not in expected]
     assert [parameter.name for parameter in added] == DOCUMENTED_KEYWORDS.get((ours.__name__, name), [])
     assert all(parameter.kind is parameter.KEYWORD_ONLY and parameter.default is None for parameter in added)
@@ -155,7 +162,7 @@ def test_a_method_takes_upstreams_parameters(ours: type, name: str) -> None:
 @pytest.mark.parametrize(("ours", "name"), METHODS)
 def test_a_method_is_annotated_with_upstreams_types(ours: type, name: str) -> None:
     """Ours may be wider (Mapping where upstream says dict), and the model is the accelerated one."""
-    expected, actual = hints(getattr(upstreams_base(ours), name)), hints(getattr(ours, name))
+    expected, actual = hints(function_of(upstreams_base(ours), name)), hints(function_of(ours, name))
     for parameter, annotation in expected.items():
         for wanted in alternatives(annotation):
             found = alternatives(actual[parameter])
@@ -181,5 +188,5 @@ def test_a_method_has_upstreams_docstring(ours: type, name: str) -> None:
 
 
 def test_what_the_model_does_not_replace_is_upstreams() -> None:
-    for name in ("transcribe", "detect_language", "forward", "embed_audio", "logits", "set_alignment_heads", "device"):
+    for name in ("transcribe", "detect_language", "forward", "embed_audio", "logits", "set_alignment_heads"):
         assert inspect.getattr_static(MaxWhisper, name) is inspect.getattr_static(Whisper, name)
