@@ -208,22 +208,33 @@ def gemm[
                     sums[r * LANES + l] = factor.fma(ws[l], sums[r * LANES + l])
 
     @always_inline
-    def finish[full: Bool](values: Floats, row: Int, column: Int) {imm}:
-        """Write products of one row, as many as there are from `column` on."""
+    def place_of_row(row: Int) {imm} -> Int:
+        """Return where a row of products begins in y: with heads, where it does in the first head."""
+        comptime if heads:
+            var sequence = row // source.length_out
+            return sequence * source.length_out * n + (row - sequence * source.length_out) * source.head_dim
+        return row * n
+
+    @always_inline
+    def place_of_column(column: Int) {imm} -> Int:
+        """Return how far behind that a column lies."""
+        comptime if heads:
+            var head = column // source.head_dim
+            return head * source.length_out * source.head_dim + (column - head * source.head_dim)
+        return column
+
+    @always_inline
+    def finish[full: Bool](values: Floats, row: Int, column: Int, place: Int) {imm}:
+        """Write products of one row, as many as there are from `column` on, to their place in y."""
         var count = n - column
-        var t = row % source.length_out
         var value = values
         comptime if has_bias:
             value += load[full](bias.unsafe_offset(column), count)
         comptime if gelu:
             value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
         comptime if has_residual:
-            value += load[full](residual.unsafe_offset(t * n + column), count)
-        var at = row * n + column
-        comptime if heads:
-            var head = row // source.length_out * (n // source.head_dim) + column // source.head_dim
-            at = (head * source.length_out + t) * source.head_dim + column % source.head_dim
-        store[full](y.unsafe_offset(at), value, count)
+            value += load[full](residual.unsafe_offset(row % source.length_out * n + column), count)
+        store[full](y.unsafe_offset(place), value, count)
 
     def work(task: Int) raises {imm}:
         var column = task % n_panels * PANEL
@@ -233,6 +244,10 @@ def gemm[
         var of_sums = Scratch(tiles * TILE_ROWS * PANEL if chunk < n_in else 0)
         var zeros = List[Scalar[of_x]](length=chunk if taps > 1 else 0, fill=0)
         var panel = of_panel.pointer()
+        # divisions take as long as a good part of a row's products: one for each row of y, not for each vector
+        var places = Array[Int, LANES](fill=0)
+        comptime for l in range(LANES):
+            places[l] = place_of_column(column + l * WIDTH)
         for channel in range(0, n_in, chunk):
             var n_channels = min(chunk, n_in - channel)
             comptime for tap in range(taps):
@@ -253,14 +268,16 @@ def gemm[
                     multiply_rows(sums, addresses, panel.unsafe_offset(tap * n_channels * PANEL), n_channels)
                 var is_last = channel + n_channels == n_in
                 comptime for r in range(TILE_ROWS):
+                    var of_row = min(row + r, m - 1)
+                    var place = place_of_row(of_row)
                     comptime for l in range(LANES):
                         var values = sums[r * LANES + l]
                         var first = column + l * WIDTH
                         if not is_last:
                             kept.unsafe_store((r * LANES + l) * WIDTH, values)
                         elif first + WIDTH <= n:
-                            finish[True](values, min(row + r, m - 1), first)
+                            finish[True](values, of_row, first, place + places[l])
                         elif first < n:
-                            finish[False](values, min(row + r, m - 1), first)
+                            finish[False](values, of_row, first, place + places[l])
 
     share(work, n_panels * n_blocks)
