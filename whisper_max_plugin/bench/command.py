@@ -86,8 +86,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     precisions = None if options.precision is None else [checked(name) for name in options.precision.split(",")]
     _check(options, chosen_stages)
     device = _device(options.device)
-    precisions = precisions or subjects.precisions_on(device)
-    if device != "cpu" and "int8" in precisions:
+    if device != "cpu" and "int8" in (precisions or ()):
         raise BenchError("--precision int8 is for the CPU: leave it out, or --device")
     with tempfile.TemporaryDirectory(prefix="whisper-max-bench-") as folder:
         report = _report(options, command, device, peers, precisions, chosen_stages, Path(folder))
@@ -159,7 +158,7 @@ def _report(
     command: str,
     device: str,
     peers: Sequence[str],
-    precisions: Sequence[str],
+    precisions: Sequence[str] | None,
     chosen_stages: Sequence[str],
     folder: Path,
 ) -> Report:

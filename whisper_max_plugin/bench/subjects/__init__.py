@@ -79,11 +79,6 @@ def with_precision(name: str) -> Kind:
     return replace(MAX, name=f"{MAX.name}-{name}", title=f"{MAX.title} {name}", options=options)
 
 
-def precisions_on(device: str) -> list[str]:
-    """Return what this plugin is measured with where nothing else is said; a GPU takes float16 as upstream does."""
-    return [precision.DEFAULT] if device == "cpu" else ["float16", precision.DEFAULT]
-
-
 def choose(peers: Sequence[str], device: str, precisions: Sequence[str] | None = None) -> tuple[list[Kind], list[str]]:
     """Return who is measured on a device, and one line for each that is left out, which says why.
 
@@ -94,9 +89,11 @@ def choose(peers: Sequence[str], device: str, precisions: Sequence[str] | None =
     device : str
         as torch names it: "cpu", "cuda:0"
     precisions : Sequence[str]
-        of `precision.PRECISIONS`, each of which this plugin is measured with; by default `precisions_on`
+        of `precision.PRECISIONS`, each of which this plugin is measured with; by default the default,
+        and float16 before it on a GPU, where upstream takes that
     """
-    ours = list(map(with_precision, precisions or precisions_on(device)))
+    of_device = [precision.DEFAULT] if device == "cpu" else ["float16", precision.DEFAULT]
+    ours = list(map(with_precision, precisions or of_device))
     wanted = [kind for kind in PEERS if kind.name in peers]
     missing = sorted({kind.requirement for kind in wanted if not is_installed(kind)})
     left_out = [f"{name} is not installed and was left out: {environment.install(name)}" for name in missing]
