@@ -7,12 +7,12 @@ import torch
 from max.driver import Buffer
 from max.dtype import DType
 from max.engine import Model
-from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, ops
+from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType, ops
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.execution.session import session
-from whisper_max_plugin.graphs import KERNELS
+from whisper_max_plugin.graphs import kernel_library
 from whisper_max_plugin.graphs.kernels import cross_attention, project, self_attention
 
 from .compare import assert_close
@@ -37,40 +37,38 @@ INPUTS = {
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, Model]:
     """Graphs of one operation each, by its name, and the linear ones by the type of their weights as well."""
-    module = Module()
+    module, library = Module(), kernel_library()
     for stored in STORED:
         weight = TensorType(DType[stored], ["n", "k"], CPU)
         for name, types in INPUTS.items():
             types = [types[0], weight, *types[1:]]
-            with Graph(f"{name}_{stored}", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+            with Graph(f"{name}_{stored}", input_types=types, module=module, kernel_library=library) as graph:
                 graph.output(ops.custom(name, CPU, [value.tensor for value in graph.inputs], [Y])[0])
         logits = BufferType(DType.float32, ["m", "n"], CPU)
         name = "whisper_project"
-        with Graph(
-            f"{name}_{stored}", input_types=[logits, X, weight], module=module, custom_extensions=[KERNELS]
-        ) as g:
+        with Graph(f"{name}_{stored}", input_types=[logits, X, weight], module=module, kernel_library=library) as g:
             project(g.inputs[0].buffer, *(value.tensor for value in g.inputs[1:]))
             g.output()
     types = [BufferType(DType.float32, ["m", "n"], CPU), X, TensorType(DType.int8, ["n", "k"], CPU), BIAS]
-    with Graph("whisper_project_int8", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+    with Graph("whisper_project_int8", input_types=types, module=module, kernel_library=library) as graph:
         project(graph.inputs[0].buffer, *(value.tensor for value in graph.inputs[1:]))
         graph.output()
-    _add_attentions(module)
-    return session().init_all(session().compile(module, custom_extensions=[KERNELS]))
+    _add_attentions(module, library)
+    return session().init_all(session().compile(module, custom_extensions=library.library_paths()))
 
 
-def _add_attentions(module: Module) -> None:
+def _add_attentions(module: Module, library: KernelLibrary) -> None:
     out = TensorType(DType.float32, ["batch", "n_state"], CPU)
     qkv = TensorType(DType.float32, ["batch", 3 * N_HEAD * HEAD_DIM], CPU)
     memory = TensorType(DType.int64, ["n_audio", "n_entries"], CPU)
     holders = TensorType(DType.int32, ["batch", "n_text_ctx"], CPU)
     positions = TensorType(DType.int64, ["batch"], CPU)
     types = [qkv, memory, holders, positions]
-    with Graph("whisper_self_attention", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+    with Graph("whisper_self_attention", input_types=types, module=module, kernel_library=library) as graph:
         graph.output(self_attention(*(value.tensor for value in graph.inputs), DType.float32, LAYER, HEAD_DIM))
     for n_keys in N_KEYS:
         name = f"whisper_cross_attention_{n_keys}"
-        with Graph(name, input_types=[out, memory], module=module, custom_extensions=[KERNELS]) as graph:
+        with Graph(name, input_types=[out, memory], module=module, kernel_library=library) as graph:
             q, memory_ = (value.tensor for value in graph.inputs)
             graph.output(cross_attention(q, memory_, DType.float32, LAYER, n_keys, HEAD_DIM))
 

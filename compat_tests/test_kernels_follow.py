@@ -18,7 +18,7 @@ from whisper.decoding import ApplyTimestampRules
 from whisper.tokenizer import get_tokenizer
 
 from whisper_max_plugin.execution.session import session
-from whisper_max_plugin.graphs import KERNELS
+from whisper_max_plugin.graphs import kernel_library
 from whisper_max_plugin.graphs.kernels import follow
 from whisper_max_plugin.inference.search import Rules
 
@@ -41,11 +41,11 @@ def graph() -> Model:
     types.append(BufferType(DType.float32, ["n_text_ctx", "batch"], CPU))
     types += [BufferType(DType.int64, ["batch", "k"], CPU), BufferType(DType.float32, ["batch", "k"], CPU)]
     types.append(TensorType(DType.int64, [3], CPU))
-    module = Module()
-    with Graph("follow", input_types=types, module=module, custom_extensions=[KERNELS]) as built:
+    module, library = Module(), kernel_library()
+    with Graph("follow", input_types=types, module=module, kernel_library=library) as built:
         follow(*(value.buffer for value in built.inputs[:8]), built.inputs[8].tensor)
         built.output()
-    return session().init_all(session().compile(module, custom_extensions=[KERNELS]))["follow"]
+    return session().init_all(session().compile(module, custom_extensions=library.library_paths()))["follow"]
 
 
 def on_the_cpu(written: list[Tensor], read: list[Tensor]) -> None:

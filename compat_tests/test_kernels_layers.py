@@ -14,7 +14,7 @@ from whisper.model import ResidualAttentionBlock
 
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.execution.weights import addresses, graph_weights, quantized
-from whisper_max_plugin.graphs import KERNELS, Types
+from whisper_max_plugin.graphs import Types, kernel_library
 from whisper_max_plugin.graphs.kernels import ADDRESSES, decoder_layers
 
 from .compare import assert_close
@@ -28,7 +28,7 @@ CPU = DeviceRef.CPU()
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple[int, int, str], Model]:
-    module = Module()
+    module, library = Module(), kernel_library()
     for n_head, head_dim, stored in SIZES:
         types = [
             TensorType(DType.float32, ["batch", n_head * head_dim], CPU),
@@ -38,10 +38,10 @@ def kernels() -> dict[tuple[int, int, str], Model]:
             TensorType(DType.int64, ["batch"], CPU),
         ]
         name = f"{head_dim}_{stored}"
-        with Graph(name, input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+        with Graph(name, input_types=types, module=module, kernel_library=library) as graph:
             tensors = (value.tensor for value in graph.inputs)
             graph.output(decoder_layers(*tensors, Types(DType[stored]), N_AUDIO_CTX, head_dim))
-    models = session().init_all(session().compile(module, custom_extensions=[KERNELS]))
+    models = session().init_all(session().compile(module, custom_extensions=library.library_paths()))
     return {(n_head, head_dim, stored): models[f"{head_dim}_{stored}"] for n_head, head_dim, stored in SIZES}
 
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from max.dtype import DType
 from max.engine import Model
-from max.graph import BufferType, DeviceRef, Graph, Module, TensorType
+from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType
 from torch import Tensor
 
 from whisper_max_plugin.execution.session import session
-from whisper_max_plugin.graphs import KERNELS, kernels
+from whisper_max_plugin.graphs import kernel_library, kernels
 
 from .compare import assert_close
 from .test_kernels import run
@@ -32,55 +32,54 @@ def float32(*shape: str | int) -> TensorType:
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, Model]:
     """Graphs of one operation each, by its name and what it is compiled for."""
-    module = Module()
+    module, library = Module(), kernel_library()
     for stored in STORED:
-        _add_matmuls(module, stored)
+        _add_matmuls(module, library, stored)
     for stride in (1, 2):
-        _add_convolutions(module, stride)
+        _add_convolutions(module, library, stride)
     for head_dim in HEAD_DIMS:
-        _add_attentions(module, head_dim)
-    return session().init_all(session().compile(module, custom_extensions=[KERNELS]))
+        _add_attentions(module, library, head_dim)
+    return session().init_all(session().compile(module, custom_extensions=library.library_paths()))
 
 
-def _add_matmuls(module: Module, stored: str) -> None:
+def _add_matmuls(module: Module, library: KernelLibrary, stored: str) -> None:
     x, y, bias = float32("batch", "length", "k"), float32("batch", "length", "n"), float32("n")
     weight = TensorType(DType[stored], ["n", "k"], CPU)
     further = {"matmul": [], "matmul_bias": [bias], "matmul_bias_gelu": [bias], "matmul_bias_add": [bias, y]}
     for name in STORED[stored]:
         types = [x, weight, *further[name]]
-        with Graph(f"{name} {stored}", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+        with Graph(f"{name} {stored}", input_types=types, module=module, kernel_library=library) as graph:
             graph.output(getattr(kernels, name)(*(value.tensor for value in graph.inputs)))
 
 
-def _add_convolutions(module: Module, stride: int) -> None:
+def _add_convolutions(module: Module, library: KernelLibrary, stride: int) -> None:
     # lengths are known when a graph is built, for they have to be multiples of the stride
     for length in LENGTHS:
         types = [float32("batch", length, "n_in"), float32("n_out", 3, "n_in"), float32("n_out")]
         for name, further in (("conv", []), ("conv positions", [float32(length // stride, "n_out")])):
             with Graph(
-                f"{name} {stride} {length}", input_types=types + further, module=module, custom_extensions=[KERNELS]
+                f"{name} {stride} {length}", input_types=types + further, module=module, kernel_library=library
             ) as graph:
                 x, weight, bias, *positions = (value.tensor for value in graph.inputs)
                 graph.output(kernels.conv_gelu(x, weight, bias, stride, positions[0] if positions else None))
 
 
-def _add_attentions(module: Module, head_dim: int) -> None:
+def _add_attentions(module: Module, library: KernelLibrary, head_dim: int) -> None:
     x, bias = float32("batch", "length", "k"), float32(N_HEAD * head_dim)
     weight = TensorType(DType.float32, [N_HEAD * head_dim, "k"], CPU)
     for name, types in (("heads", [x, weight]), ("heads bias", [x, weight, bias])):
-        with Graph(f"{name} {head_dim}", input_types=types, module=module, custom_extensions=[KERNELS]) as graph:
+        with Graph(f"{name} {head_dim}", input_types=types, module=module, kernel_library=library) as graph:
             x_, weight_, *bias_ = (value.tensor for value in graph.inputs)
             graph.output(kernels.heads(x_, weight_, bias_[0] if bias_ else None, N_HEAD))
     q, heads = float32("n_audio", "n_queries", "n_state"), float32("n_audio", N_HEAD, "n_keys", head_dim)
-    with Graph(
-        f"attention {head_dim}", input_types=[q, heads, heads], module=module, custom_extensions=[KERNELS]
-    ) as graph:
+    with Graph(f"attention {head_dim}", input_types=[q, heads, heads], module=module, kernel_library=library) as graph:
         graph.output(kernels.attention(*(value.tensor for value in graph.inputs)))
+    queries = float32("n_audio", N_HEAD, "n_queries", head_dim)
+    with Graph(f"scores {head_dim}", input_types=[queries, heads], module=module, kernel_library=library) as graph:
+        graph.output(kernels.scores(*(value.tensor for value in graph.inputs)))
     qkv = float32("batch", "n_tokens", 3 * N_HEAD * head_dim)
     cache = BufferType(DType.float32, ["n_filled", "n_audio", "n_group", N_HEAD * head_dim], CPU)
-    with Graph(
-        f"causal {head_dim}", input_types=[qkv, cache, cache], module=module, custom_extensions=[KERNELS]
-    ) as graph:
+    with Graph(f"causal {head_dim}", input_types=[qkv, cache, cache], module=module, kernel_library=library) as graph:
         qkv_, keys, values = graph.inputs
         graph.output(kernels.causal_attention(qkv_.tensor, keys.buffer, values.buffer, head_dim))
 
@@ -146,6 +145,15 @@ def test_attention(graphs: dict[str, Model], head_dim: int, n_keys: int, n_queri
     actual = run(graphs[f"attention {head_dim}"], q, keys, values)
     by_head = q.view(n_audio, n_queries, N_HEAD, head_dim).transpose(1, 2)
     assert_close(actual, attend(by_head, keys, values).transpose(1, 2).reshape(q.shape))
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("n_keys", [1, 17, 1500])
+@pytest.mark.parametrize("n_queries", [1, 48, 227])
+@pytest.mark.parametrize("n_audio", [1, 2])
+def test_scores(graphs: dict[str, Model], head_dim: int, n_keys: int, n_queries: int, n_audio: int) -> None:
+    q, keys = torch.randn(n_audio, N_HEAD, n_queries, head_dim), torch.randn(n_audio, N_HEAD, n_keys, head_dim)
+    assert_close(run(graphs[f"scores {head_dim}"], q, keys), (q.double() @ keys.double().mT).float())
 
 
 def test_rising_scores(graphs: dict[str, Model]) -> None:

@@ -23,7 +23,7 @@ from .host_code import host_code, portable_host_code
 
 if TYPE_CHECKING:
     from max.engine import CompiledModel, InferenceSession
-    from max.graph import Module
+    from max.graph import KernelLibrary, Module
     from whisper.model import ModelDimensions
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,11 @@ def cache_dir() -> Path:
 
 
 def obtain(
-    session: InferenceSession, dims: ModelDimensions, precision: str, device: str, build: Callable[[], Module]
+    session: InferenceSession,
+    dims: ModelDimensions,
+    precision: str,
+    device: str,
+    build: Callable[[KernelLibrary], Module],
 ) -> CompiledModel:
     """Return the compiled graphs that `build` makes, from the cache or by compiling and storing them there.
 
@@ -93,7 +97,7 @@ def obtain(
     RuntimeError
         if MAX cannot compile the graphs
     """
-    from ..graphs import KERNELS
+    from ..graphs import kernel_library
 
     key = ArtifactKey.of(dims, precision, device)
     path = cache_dir() / key.filename
@@ -105,7 +109,8 @@ def obtain(
         with compile_progress(_expected_seconds(path.parent)):
             started = time.monotonic()
             with contextlib.nullcontext() if device == "cpu" else portable_host_code():
-                compiled = session.compile(build(), custom_extensions=[KERNELS])
+                library = kernel_library()
+                compiled = session.compile(build(library), custom_extensions=library.library_paths())
             seconds = time.monotonic() - started
         REPORT.compiled(seconds)
         logger.info("compiled %s in %.1f s", path.name, seconds)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import DeviceRef, Graph, Module, TensorType
+from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
 from .types import Types
 
 
-def build_cross_kv(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
+def build_cross_kv(
+    module: Module, dims: ModelDimensions, types: Types, device: DeviceRef, library: KernelLibrary
+) -> None:
     """Add the graph ``cross_kv`` to `module`: what every decoder layer attends to, once per window.
 
     Input: audio_features (n_audio, n_audio_ctx, n_audio_state).
@@ -19,7 +21,7 @@ def build_cross_kv(module: Module, dims: ModelDimensions, types: Types, device: 
     features_type = TensorType(DType.float32, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
     layers = layers_for(dims, types, device)
 
-    with Graph("cross_kv", input_types=[features_type], module=module, custom_extensions=layers.extensions) as graph:
+    with Graph("cross_kv", input_types=[features_type], module=module, kernel_library=library) as graph:
         xa = graph.inputs[0].tensor.cast(types.operands)
         graph.output(
             *(
@@ -38,7 +40,9 @@ def build_cross_kv(module: Module, dims: ModelDimensions, types: Types, device: 
         )
 
 
-def build_cross_scores(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
+def build_cross_scores(
+    module: Module, dims: ModelDimensions, types: Types, device: DeviceRef, library: KernelLibrary
+) -> None:
     """Add the graph ``cross_scores`` to `module`: one layer's scores, for word timestamps.
 
     It mirrors the ``qk`` that ``MultiHeadAttention.qkv_attention`` returns without SDPA. The query projection is
@@ -58,6 +62,6 @@ def build_cross_scores(module: Module, dims: ModelDimensions, types: Types, devi
         TensorType(DType.float32, [n_state], device),
     ]
 
-    with Graph("cross_scores", input_types=input_types, module=module, custom_extensions=layers.extensions) as graph:
+    with Graph("cross_scores", input_types=input_types, module=module, kernel_library=library) as graph:
         x, key, weight, bias = (value.tensor for value in graph.inputs)
         graph.output(layers.scores(layers.product(x, weight, bias), key))

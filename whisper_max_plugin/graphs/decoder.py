@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
+from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
@@ -11,7 +11,9 @@ from .layers import host_scalar
 from .types import Types
 
 
-def build_decoder(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
+def build_decoder(
+    module: Module, dims: ModelDimensions, types: Types, device: DeviceRef, library: KernelLibrary
+) -> None:
     """Add the graph ``decoder`` to `module`; it mirrors ``whisper.model.TextDecoder.forward``.
 
     Every length is dynamic, so the same graph runs the prefill (many tokens), a step (one token) and the
@@ -49,7 +51,7 @@ def build_decoder(module: Module, dims: ModelDimensions, types: Types, device: D
     layers = layers_for(dims, types, device)
     weights = layers.weights
 
-    with Graph("decoder", input_types=input_types, module=module, custom_extensions=layers.extensions) as graph:
+    with Graph("decoder", input_types=input_types, module=module, kernel_library=library) as graph:
         tokens, offset, mask, rows = (value.tensor for value in graph.inputs[:4])
         caches = [value.buffer for value in graph.inputs[4 : 4 + 2 * n_layer]]
         cross_kv = [value.tensor for value in graph.inputs[4 + 2 * n_layer :]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import DeviceRef, Graph, Module, TensorType, ops
+from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType, ops
 from whisper.model import ModelDimensions
 
 from .kernel_layers import layers_for
@@ -11,7 +11,9 @@ from .layers import layer_norm
 from .types import Types
 
 
-def build_encoder(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
+def build_encoder(
+    module: Module, dims: ModelDimensions, types: Types, device: DeviceRef, library: KernelLibrary
+) -> None:
     """Add the graph ``encoder`` to `module`; it mirrors ``whisper.model.AudioEncoder.forward``.
 
     Input: mel (batch, n_mels, 2 * n_audio_ctx). Output: audio_features (batch, n_audio_ctx, n_audio_state).
@@ -21,7 +23,7 @@ def build_encoder(module: Module, dims: ModelDimensions, types: Types, device: D
     layers = layers_for(dims, types, device)
     weights = layers.weights
 
-    with Graph("encoder", input_types=[mel_type], module=module, custom_extensions=layers.extensions) as graph:
+    with Graph("encoder", input_types=[mel_type], module=module, kernel_library=library) as graph:
         positions = weights("encoder.positional_embedding", dims.n_audio_ctx, n_state)
         x = ops.permute(graph.inputs[0].tensor, [0, 2, 1])  # (batch, frames, n_mels)
         x = layers.conv_gelu(x, "encoder.conv1", dims.n_mels, n_state, stride=1)

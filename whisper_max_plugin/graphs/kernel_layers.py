@@ -7,7 +7,7 @@ from max.graph import BufferValue, DeviceRef, TensorValue, ops
 from whisper.model import ModelDimensions
 
 from . import kernels
-from .kernels import KERNELS, LARGEST_VECTOR
+from .kernels import LARGEST_VECTOR
 from .layers import Layers, Weights, split_heads
 from .types import Types
 
@@ -31,8 +31,6 @@ class KernelLayers(Layers):
 
     The encoder's weights are the model's own, or of half width. The decoder's are read as they are stored for the step.
     """
-
-    extensions = (KERNELS,)
 
     def __init__(self, types: Types, device: DeviceRef) -> None:
         super().__init__(types, device)
@@ -113,11 +111,8 @@ class KernelLayers(Layers):
         return kernels.matmul_bias(x, self._stored(f"{stored}.qkv.weight", 3 * n_state, n_state), bias)
 
     def scores(self, q: TensorValue, keys: TensorValue) -> TensorValue:
-        keys = keys.cast(DType.float32)
-        if not q.device.is_gpu():
-            return super().scores(q, keys)
-        head_dim = int(keys.shape[3])
-        return kernels.scores(split_heads(q * head_dim**-0.5, int(keys.shape[1])), keys)
+        queries = split_heads(q * int(keys.shape[3]) ** -0.5, int(keys.shape[1]))
+        return kernels.scores(queries, keys.cast(DType.float32))
 
     def token_embedding(self, n_vocab: int, n_state: int) -> TensorValue:
         return self._stored("stored.token_embedding.weight", n_vocab, n_state)

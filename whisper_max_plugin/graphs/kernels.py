@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from max.dtype import DType
-from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, ops
+from max.graph import BufferValue, DeviceRef, KernelLibrary, TensorType, TensorValue, ops
 
 from .types import Types
 
 KERNELS = Path(__file__).parent.parent / "kernels"
-"""What graphs take as ``custom_extensions``, and the compiler again for a module of graphs."""
+"""The folder of the operations' sources."""
 
 KEYS_OF_A_BLOCK = 256
 """``KEYS`` in gpu_attention.mojo: what one block of a GPU attends to in a step's cross-attention"""
@@ -20,6 +20,13 @@ ADDRESSES = 24
 
 LARGEST_VECTOR = 16
 """float32 values in a register: what the attention kernels take a head to be a multiple of"""
+
+
+def kernel_library() -> KernelLibrary:
+    """Translate the operations, which takes seconds: once for all graphs of a module, and for its compiler."""
+    library = KernelLibrary()
+    library.load_paths([KERNELS])
+    return library
 
 
 def decoder_layers(
@@ -195,10 +202,7 @@ def attention(q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorV
 
 
 def scores(q: TensorValue, keys: TensorValue) -> TensorValue:
-    """Return the products of q (n_audio, n_head, n_queries, head_dim) with keys (n_audio, n_head, n_keys, head_dim).
-
-    For GPUs only.
-    """
+    """Return the products of q (n_audio, n_head, n_queries, head_dim) with keys (n_audio, n_head, n_keys, head_dim)."""
     out = TensorType(q.dtype, [*q.shape[:3], keys.shape[2]], q.device)
     return ops.custom("whisper_scores", q.device, [q, keys], [out])[0].tensor
 

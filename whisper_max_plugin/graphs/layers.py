@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, DimLike, Graph, TensorValue, Weight, ops
 
@@ -39,9 +36,6 @@ class Layers:
     Activations are (batch, length, n_state), heads (batch, n_head, length, head_dim).
     `KernelLayers` computes the same with kernels of our own, and `layers_for` tells which a graph takes.
     """
-
-    extensions: Sequence[Path] = ()
-    """The graph's ``custom_extensions``."""
 
     def __init__(self, types: Types, device: DeviceRef) -> None:
         self.types = types

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import BufferType, DeviceRef, Graph, Module, TensorType
+from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
 
-from .kernels import KERNELS, search
+from .kernels import search
 
 
-def build_search(module: Module, dims: ModelDimensions, device: DeviceRef) -> None:
+def build_search(module: Module, dims: ModelDimensions, device: DeviceRef, library: KernelLibrary) -> None:
     """Add the graph ``search`` to `module`: what a `DecodingTask` does with logits, as far as it is arithmetic.
 
     It mirrors ``SuppressTokens``, ``SuppressBlank`` and ``ApplyTimestampRules``, followed by a log-softmax and its k
@@ -29,7 +29,7 @@ def build_search(module: Module, dims: ModelDimensions, device: DeviceRef) -> No
         TensorType(DType.int64, ["batch", 4], device),
     ]
 
-    with Graph("search", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
+    with Graph("search", input_types=input_types, module=module, kernel_library=library) as graph:
         ids, logprobs, logits = (value.buffer for value in graph.inputs[:3])
         suppressed, ranges = (value.tensor for value in graph.inputs[3:])
         search(ids, logprobs, logits, suppressed, ranges)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import BufferType, DeviceRef, Graph, Module, TensorType, TensorValue, ops
+from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
 from .kernels import (
     ADDRESSES,
-    KERNELS,
     cross_attention,
     decoder_layers,
     follow,
@@ -23,7 +22,7 @@ from .layers import Weights, layer_norm
 from .types import Types
 
 
-def build_step(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef) -> None:
+def build_step(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef, library: KernelLibrary) -> None:
     """Add the graph ``step`` to `module`: ``decoder`` for one token, which is most of what decoding does.
 
     A step reads every weight for a few rows, so memory is what it waits for: the linear layers' weights are read
@@ -64,7 +63,7 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
         TensorType(DType.int64, ["n_audio", 1 + 4 * n_layer], device),  # memory
     ]
 
-    with Graph("step", input_types=input_types, module=module, custom_extensions=[KERNELS]) as graph:
+    with Graph("step", input_types=input_types, module=module, kernel_library=library) as graph:
         weights, stored_weights = Weights(DType.float32, device), Weights(types.stored, device)
         buffers, tensors = graph.inputs[:9], graph.inputs[9:]
         tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (x.buffer for x in buffers)

@@ -224,7 +224,7 @@ def gemm[
         return column
 
     @always_inline
-    def finish[full: Bool](values: Floats, row: Int, column: Int, place: Int) {imm}:
+    def finish[full: Bool](values: Floats, of_residual: Int, column: Int, place: Int) {imm}:
         """Write products of one row, as many as there are from `column` on, to their place in y."""
         var count = n - column
         var value = values
@@ -233,7 +233,7 @@ def gemm[
         comptime if gelu:
             value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
         comptime if has_residual:
-            value += load[full](residual.unsafe_offset(row % source.length_out * n + column), count)
+            value += load[full](residual.unsafe_offset(of_residual + column), count)
         store[full](y.unsafe_offset(place), value, count)
 
     def work(task: Int) raises {imm}:
@@ -270,14 +270,15 @@ def gemm[
                 comptime for r in range(TILE_ROWS):
                     var of_row = min(row + r, m - 1)
                     var place = place_of_row(of_row)
+                    var of_residual = of_row % source.length_out * n if has_residual else 0
                     comptime for l in range(LANES):
                         var values = sums[r * LANES + l]
                         var first = column + l * WIDTH
                         if not is_last:
                             kept.unsafe_store((r * LANES + l) * WIDTH, values)
                         elif first + WIDTH <= n:
-                            finish[True](values, of_row, first, place + places[l])
+                            finish[True](values, of_residual, first, place + places[l])
                         elif first < n:
-                            finish[False](values, of_row, first, place + places[l])
+                            finish[False](values, of_residual, first, place + places[l])
 
     share(work, n_panels * n_blocks)

@@ -269,7 +269,7 @@ struct ConvGeluAdd[stride: Int]:
 
 @extensibility.register("whisper_scores")
 struct Scores:
-    """The products of queries with keys, head by head, on a GPU.
+    """The products of queries with keys, head by head.
 
     y (n_audio, n_head, n_queries, n_keys); q (n_audio, n_head, n_queries, head_dim); keys (n_audio, n_head, n_keys,
     head_dim)
@@ -284,16 +284,25 @@ struct Scores:
         keys: InputTensor[dtype=DType.float32, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
+        var n_heads = q.dim_size(0) * q.dim_size(1)
+        var n_queries = q.dim_size(2)
+        var n_keys = keys.dim_size(2)
+        var head_dim = q.dim_size(3)
+        var yp = y.unsafe_ptr()
+        var qp = q.unsafe_ptr()
+        var kp = keys.unsafe_ptr()
+
         comptime if target == "cpu":
-            raise Error("whisper_scores is for GPUs")
+            for head in range(n_heads):
+                gemm[1, False, False, False, False](
+                    yp.unsafe_offset(head * n_queries * n_keys),
+                    qp.unsafe_offset(head * n_queries * head_dim),
+                    kp.unsafe_offset(head * n_keys * head_dim),
+                    unread(qp),
+                    unread(qp),
+                    n_queries,
+                    n_keys,
+                    Source(head_dim, n_queries, 1, n_queries, 1),
+                )
         else:
-            scores_on_gpu(
-                y.unsafe_ptr(),
-                q.unsafe_ptr(),
-                keys.unsafe_ptr(),
-                q.dim_size(0) * q.dim_size(1),
-                q.dim_size(2),
-                keys.dim_size(2),
-                q.dim_size(3),
-                ctx,
-            )
+            scores_on_gpu(yp, qp, kp, n_heads, n_queries, n_keys, head_dim, ctx)
