@@ -8,20 +8,20 @@ from std.math import exp, rsqrt
 from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
 from .memory import Places, Table
 from .sharing import share
-from .vectors import Floats, WIDTH, sum_each
+from .vectors import Floats, Numbers, Results, WIDTH, numbers, results, sum_each
 
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
 
 
-@always_inline
+@no_inline
 def attend[
     type: DType, of_kv: DType, //, rows: Int, head_dim: Int, indirect: Bool = False
 ](
-    y: Pointer[mut=True, Scalar[type], ...],
-    q: Pointer[Scalar[type], ...],
-    k: Pointer[Scalar[of_kv], ...],
-    v: Pointer[Scalar[of_kv], ...],
-    holders: Pointer[Scalar[DType.int32], ...],
+    y: Results[type],
+    q: Numbers[type],
+    k: Numbers[of_kv],
+    v: Numbers[of_kv],
+    holders: Numbers[DType.int32],
     row_stride: Int,
     key_stride: Int,
     n_keys: Int,
@@ -126,7 +126,14 @@ def self_attention_part[
         keys.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](n_state + i).cast[of_kv]())
         values.unsafe_store(latest + i, source.unsafe_load[width=WIDTH](2 * n_state + i).cast[of_kv]())
     attend[1, head_dim, indirect=True](
-        y.unsafe_offset(b * n_state + head), source, keys, values, holder, n_state, key_stride, last + 1
+        results(y.unsafe_offset(b * n_state + head)),
+        numbers(source),
+        numbers(keys),
+        numbers(values),
+        numbers(holder),
+        n_state,
+        key_stride,
+        last + 1,
     )
 
 
@@ -150,18 +157,17 @@ def cross_attention_part[
     var keys = places.cross_keys(memory, window).unsafe_offset(head * n_keys * head_dim)
     var values = places.cross_values(memory, window).unsafe_offset(head * n_keys * head_dim)
     var at = window * n_group * n_state + head * head_dim
-    var unused = Scalar[DType.int32](0)
-    var nowhere = Pointer(to=unused)
+    var nowhere = Numbers[DType.int32](unsafe_from_address=Int(q))
     var row = 0
     while row < n_group:
         var rows = min(GROUP, n_group - row)
         comptime for r in range(1, GROUP + 1):
             if rows == r:
                 attend[r, head_dim](
-                    y.unsafe_offset(at + row * n_state),
-                    q.unsafe_offset(at + row * n_state),
-                    keys,
-                    values,
+                    results(y.unsafe_offset(at + row * n_state)),
+                    numbers(q.unsafe_offset(at + row * n_state)),
+                    numbers(keys),
+                    numbers(values),
                     nowhere,
                     n_state,
                     head_dim,

@@ -9,10 +9,11 @@ from std.sys import num_physical_cores
 
 from .attention import GROUP as FEW
 from .attention import attend
-from .gemm import LANES, PANEL, TILE_ROWS, WIDTH, Float, Floats, Scratch, lay_out, multiply, transpose
+from .gemm import LANES, PANEL, TILE_ROWS, Scratch, lay_out, multiply, transpose
 from .gpu_flash import causal_attention_on_gpu, flash_on_gpu
 from .gpu_tensor_flash import tensor_flash_on_gpu
 from .sharing import share
+from .vectors import Float, Floats, Numbers, Results, WIDTH, numbers, results
 
 comptime LOG2_E = 1.4426950408889634
 comptime KEYS = 96  # of a block
@@ -55,12 +56,12 @@ def scores_of[
 
 @always_inline
 def attend_panel[
-    type: DType, of_kv: DType, //, lanes: Int, head_dim: Int, causal: Bool
+    type: DType, of_kv: DType, //, lanes: Int, head_dim: Int
 ](
-    y: Pointer[mut=True, Scalar[type], ...],
-    q: Pointer[Scalar[type], ...],
-    k: Pointer[Scalar[of_kv], ...],
-    v: Pointer[Scalar[of_kv], ...],
+    y: Results[type],
+    q: Numbers[type],
+    k: Numbers[of_kv],
+    v: Numbers[of_kv],
     queries: Pointer[mut=True, Float, ...],
     scores: Pointer[mut=True, Float, ...],
     sums: Pointer[mut=True, Float, ...],
@@ -70,6 +71,7 @@ def attend_panel[
     first: Int,
     n_queries: Int,
     n_keys: Int,
+    causal: Bool,
 ):
     """Softmax attention of a panel of the queries, from the one numbered `first`, to `n_keys` keys and values.
 
@@ -87,14 +89,14 @@ def attend_panel[
     var total = Array[Floats, lanes](fill=Floats(0))
     var seen = n_keys  # by the panel's first query
     var end = n_keys  # seen by its last
-    comptime if causal:
+    if causal:
         seen = n_keys - n_queries + first + 1
         end = min(n_keys, seen + width - 1)
 
     for block in range(0, end, KEYS):
         var count = min(KEYS, end - block)
         scores_of[lanes](scores, k.unsafe_offset(block * key_stride), queries, key_stride, head_dim, count)
-        comptime if causal:
+        if causal:
             for t in range(max(0, seen - block), count):
                 comptime for l in range(lanes):
                     var at = t * width + l * WIDTH
@@ -137,14 +139,14 @@ def attend_panel[
                     y.unsafe_store(row * y_stride + d, rows[i].cast[type]())
 
 
-@always_inline
+@no_inline
 def attend_many[
-    type: DType, of_kv: DType, //, head_dim: Int, causal: Bool
+    type: DType, of_kv: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Scalar[type], ...],
-    q: Pointer[Scalar[type], ...],
-    k: Pointer[Scalar[of_kv], ...],
-    v: Pointer[Scalar[of_kv], ...],
+    y: Results[type],
+    q: Numbers[type],
+    k: Numbers[of_kv],
+    v: Numbers[of_kv],
     y_stride: Int,
     q_stride: Int,
     key_stride: Int,
@@ -152,6 +154,7 @@ def attend_many[
     end: Int,
     n_queries: Int,
     n_keys: Int,
+    causal: Bool,
 ):
     """Softmax attention of the queries from `start` to `end`, which are `q_stride` apart."""
     comptime assert head_dim % WIDTH == 0, "a head is not a whole number of vectors"
@@ -162,7 +165,7 @@ def attend_many[
         var lanes = min(LANES, ceildiv(end - first, WIDTH))
         comptime for l in range(1, LANES + 1):
             if lanes == l:
-                attend_panel[l, head_dim, causal](
+                attend_panel[l, head_dim](
                     y,
                     q,
                     k,
@@ -176,6 +179,7 @@ def attend_many[
                     first,
                     n_queries,
                     n_keys,
+                    causal,
                 )
 
 
@@ -216,8 +220,7 @@ struct Attention[head_dim: Int]:
                 tensor_flash_on_gpu[Self.head_dim](yp, qp, ks, vs, n_audio, n_head, n_queries, n_keys, ctx)
             return
 
-        var unused = Scalar[DType.int32](0)
-        var nowhere = Pointer(to=unused)
+        var nowhere = Numbers[DType.int32](unsafe_from_address=Int(qp))
         var n_panels = ceildiv(n_queries, PANEL)
         var blocks = min(n_panels, ceildiv(16 * num_physical_cores(), n_audio * n_head))
         var block = ceildiv(n_panels, blocks) * PANEL  # queries of a task
@@ -233,21 +236,21 @@ struct Attention[head_dim: Int]:
                 comptime for rows in range(1, FEW + 1):
                     if n_queries == rows:
                         attend[rows, Self.head_dim](
-                            yp.unsafe_offset(at),
-                            qp.unsafe_offset(at),
-                            kp.unsafe_offset(of_head),
-                            vp.unsafe_offset(of_head),
+                            results(yp.unsafe_offset(at)),
+                            numbers(qp.unsafe_offset(at)),
+                            numbers(kp.unsafe_offset(of_head)),
+                            numbers(vp.unsafe_offset(of_head)),
                             nowhere,
                             n_state,
                             Self.head_dim,
                             n_keys,
                         )
             else:
-                attend_many[Self.head_dim, False](
-                    yp.unsafe_offset(at),
-                    qp.unsafe_offset(at),
-                    kp.unsafe_offset(of_head),
-                    vp.unsafe_offset(of_head),
+                attend_many[Self.head_dim](
+                    results(yp.unsafe_offset(at)),
+                    numbers(qp.unsafe_offset(at)),
+                    numbers(kp.unsafe_offset(of_head)),
+                    numbers(vp.unsafe_offset(of_head)),
                     n_state,
                     n_state,
                     Self.head_dim,
@@ -255,6 +258,7 @@ struct Attention[head_dim: Int]:
                     end,
                     n_queries,
                     n_keys,
+                    False,
                 )
 
         share(work, n_audio * n_head * blocks)
@@ -302,11 +306,11 @@ struct CausalAttention[head_dim: Int]:
                 for i in range(0, Self.head_dim, WIDTH):
                     kp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](n_state + i).cast[of_kv]())
                     vp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](2 * n_state + i).cast[of_kv]())
-            attend_many[Self.head_dim, True](
-                yp.unsafe_offset(b * n_tokens * n_state + of_head),
-                source,
-                kp.unsafe_offset(b * n_state + of_head),
-                vp.unsafe_offset(b * n_state + of_head),
+            attend_many[Self.head_dim](
+                results(yp.unsafe_offset(b * n_tokens * n_state + of_head)),
+                numbers(source),
+                numbers(kp.unsafe_offset(b * n_state + of_head)),
+                numbers(vp.unsafe_offset(b * n_state + of_head)),
                 n_state,
                 3 * n_state,
                 batch * n_state,
@@ -314,6 +318,7 @@ struct CausalAttention[head_dim: Int]:
                 n_tokens,
                 n_tokens,
                 n_filled,
+                True,
             )
 
         share(work, batch * n_head)

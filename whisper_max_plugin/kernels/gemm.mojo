@@ -1,13 +1,11 @@
 """Matrix products of many rows: weights are laid out for vectors as they are needed, rows are read where they lie."""
 
-from std.math import ceildiv, erf
-from std.sys import CompilationTarget, num_physical_cores, simd_width_of, size_of
+from std.math import ceildiv
+from std.sys import CompilationTarget, num_physical_cores, size_of
 
 from .sharing import share
+from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, gelu
 
-comptime Float = Scalar[DType.float32]
-comptime WIDTH = simd_width_of[DType.float32]()
-comptime Floats = SIMD[DType.float32, WIDTH]
 # A tile of sums fills the registers: TILE_ROWS times LANES vectors, with one each of LANES and one more to multiply.
 comptime TILE_ROWS = 8 if WIDTH == 16 or CompilationTarget.has_neon() else 4
 comptime LANES = 3
@@ -15,13 +13,6 @@ comptime PANEL = LANES * WIDTH  # rows of w side by side
 comptime DEPTH = 768  # of a product at a time, so that a panel of w stays in the second cache
 comptime TASKS = 8  # for each core, so that all are ready at about the same time
 comptime LEAST_ROWS = 96  # of a task: a panel is laid out for them
-comptime Unread = Pointer[mut=False, Float, UntrackedOrigin[mut=False]]
-
-
-@always_inline
-def unread(x: Pointer[...]) -> Unread:
-    """Return what stands for operands that a product does not have."""
-    return Unread(unsafe_from_address=Int(x))
 
 
 @always_inline
@@ -121,12 +112,12 @@ struct Source(TrivialRegisterPassable):
     var length: Int  # of a sequence
     var stride: Int
     var length_out: Int  # of a sequence in the product
-    var head_dim: Int  # where the product's columns are heads
+    var head_dim: Int  # where the product's columns are heads, else 0
 
     @always_inline
-    def offset[taps: Int](self, row: Int, tap: Int) -> Int:
+    def offset(self, taps: Int, row: Int, tap: Int) -> Int:
         """Return where the row lies in x, or -1 for a row of zeros."""
-        comptime if taps == 1:
+        if taps == 1:
             return row * self.n_in
         var t = row % self.length_out * self.stride + tap - 1
         if t < 0 or t >= self.length:
@@ -167,23 +158,23 @@ def lay_out[
                 square[False](lane, first)
 
 
-@always_inline
+@no_inline
 def gemm[
-    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, of_x: DType, out: DType, //
 ](
-    y: Pointer[mut=True, Scalar[out], ...],
-    x: Pointer[mut=False, Scalar[of_x], ...],
-    w: Pointer[mut=False, Scalar[type], ...],
-    bias: Pointer[mut=False, Float, ...],
-    residual: Pointer[mut=False, Float, ...],
+    y: Results[out],
+    x: Numbers[of_x],
+    w: Numbers[type],
+    finish: Finish,
     m: Int,
     n: Int,
+    taps: Int,
     source: Source,
 ) raises:
-    """Compute y (m, n) = x (m, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual (length_out, n)], k = taps * n_in.
+    """Compute y (m, n) = x (m, k) @ w (n, k).T, with a `finish`, k being taps * n_in.
 
-    The m rows are those of sequences of length_out rows each, to each of which the residual is added. With `heads`, y
-    is written as (m // length_out, n // head_dim, length_out, head_dim).
+    The m rows are those of sequences of length_out rows each, to each of which the residual (length_out, n) is added. If
+    there are heads, y is written as (m // length_out, n // head_dim, length_out, head_dim).
     """
     var n_in = source.n_in
     var k = n_in * taps
@@ -210,7 +201,7 @@ def gemm[
     @always_inline
     def place_of_row(row: Int) {imm} -> Int:
         """Return where a row of products begins in y: with heads, where it does in the first head."""
-        comptime if heads:
+        if source.head_dim > 0:
             var sequence = row // source.length_out
             return sequence * source.length_out * n + (row - sequence * source.length_out) * source.head_dim
         return row * n
@@ -218,22 +209,22 @@ def gemm[
     @always_inline
     def place_of_column(column: Int) {imm} -> Int:
         """Return how far behind that a column lies."""
-        comptime if heads:
+        if source.head_dim > 0:
             var head = column // source.head_dim
             return head * source.length_out * source.head_dim + (column - head * source.head_dim)
         return column
 
     @always_inline
-    def finish[full: Bool](values: Floats, of_residual: Int, column: Int, place: Int) {imm}:
+    def write[full: Bool](values: Floats, of_residual: Int, column: Int, place: Int) {imm}:
         """Write products of one row, as many as there are from `column` on, to their place in y."""
         var count = n - column
         var value = values
-        comptime if has_bias:
-            value += load[full](bias.unsafe_offset(column), count)
-        comptime if gelu:
-            value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
-        comptime if has_residual:
-            value += load[full](residual.unsafe_offset(of_residual + column), count)
+        if finish.has_bias:
+            value += load[full](finish.bias.unsafe_offset(column), count)
+        if finish.gelu:
+            value = gelu(value)
+        if finish.has_residual:
+            value += load[full](finish.residual.unsafe_offset(of_residual + column), count)
         store[full](y.unsafe_offset(place), value, count)
 
     def work(task: Int) raises {imm}:
@@ -250,7 +241,7 @@ def gemm[
             places[l] = place_of_column(column + l * WIDTH)
         for channel in range(0, n_in, chunk):
             var n_channels = min(chunk, n_in - channel)
-            comptime for tap in range(taps):
+            for tap in range(taps):
                 var of_tap = w.unsafe_offset(tap * n_in + channel)
                 lay_out[LANES](panel.unsafe_offset(tap * n_channels * PANEL), of_tap, column, n - 1, k, n_channels)
             for tile in range(tiles):
@@ -260,25 +251,25 @@ def gemm[
                 if channel > 0:
                     comptime for i in range(TILE_ROWS * LANES):
                         sums[i] = kept.unsafe_load[width=WIDTH](i * WIDTH)
-                comptime for tap in range(taps):
+                for tap in range(taps):
                     var addresses = Array[Int, TILE_ROWS](fill=0)
                     comptime for r in range(TILE_ROWS):
-                        var at = source.offset[taps](min(row + r, m - 1), tap)
+                        var at = source.offset(taps, min(row + r, m - 1), tap)
                         addresses[r] = Int(zeros.unsafe_ptr()) if at < 0 else Int(x.unsafe_offset(at + channel))
                     multiply_rows(sums, addresses, panel.unsafe_offset(tap * n_channels * PANEL), n_channels)
                 var is_last = channel + n_channels == n_in
                 comptime for r in range(TILE_ROWS):
                     var of_row = min(row + r, m - 1)
                     var place = place_of_row(of_row)
-                    var of_residual = of_row % source.length_out * n if has_residual else 0
+                    var of_residual = of_row % source.length_out * n if finish.has_residual else 0
                     comptime for l in range(LANES):
                         var values = sums[r * LANES + l]
                         var first = column + l * WIDTH
                         if not is_last:
                             kept.unsafe_store((r * LANES + l) * WIDTH, values)
                         elif first + WIDTH <= n:
-                            finish[True](values, of_residual, first, place + places[l])
+                            write[True](values, of_residual, first, place + places[l])
                         elif first < n:
-                            finish[False](values, of_residual, first, place + places[l])
+                            write[False](values, of_residual, first, place + places[l])
 
     share(work, n_panels * n_blocks)

@@ -7,8 +7,8 @@ from max.gpu.primitives import warp
 from std.math import ceildiv, exp, rsqrt
 from std.memory import stack_allocation
 
-from .gemm import Float
 from .gpu_attention import attend_block
+from .vectors import Float
 
 comptime THREADS = 256  # 16 by 16: four queries, and a sixteenth of the keys or of the head
 comptime QUERIES = 64  # of a block

@@ -10,7 +10,8 @@ from std.math import ceildiv, erf
 from std.memory import stack_allocation
 from std.sys import size_of
 
-from .gemm import Float, Source
+from .gemm import Source
+from .vectors import Float
 
 comptime THREADS = 256  # 16 by 16, of which each has SIDE by SIDE sums
 comptime DEPTH = 16  # of a product at a time
@@ -188,7 +189,7 @@ def scores_block[
 ):
     """Compute one tile of one head's products of queries with keys, see `Scores`."""
     var head = Int(block_idx.z)
-    var source = Source(head_dim, n_queries, 1, n_queries, 1)
+    var source = Source(head_dim, n_queries, 1, n_queries, 0)
     gemm_block[1, side, False, False, False, False](
         y.unsafe_offset(head * n_queries * n_keys),
         q.unsafe_offset(head * n_queries * head_dim),

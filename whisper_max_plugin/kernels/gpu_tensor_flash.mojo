@@ -6,8 +6,8 @@ from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
 from max.gpu.primitives import warp
 from std.math import ceildiv, exp2, rsqrt
 
-from .gemm import Float
 from .gpu_tensor import CHUNK, Sums, Tile, add_product
+from .vectors import Float
 
 comptime THREADS = 128
 comptime QUERIES = 64  # of a block, 16 of each warp

@@ -6,8 +6,9 @@ from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
 from std.math import ceildiv, erf
 from std.sys import size_of
 
-from .gemm import Float, Source
+from .gemm import Source
 from .gpu_tensor import CHUNK, Sums, Tile, add_product
+from .vectors import Float
 
 comptime THREADS = 128  # two by two warps, of which each has a quarter of a block's tile
 comptime DEPTH = 32  # of a product at a time

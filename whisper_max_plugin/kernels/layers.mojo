@@ -14,15 +14,12 @@ from .attention import cross_attention_part, self_attention_part
 from .linear import linear_part, outputs_of_task
 from .memory import Places
 from .phases import Phases, in_phases
-from .vectors import Floats, WIDTH
+from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH
 
 comptime TASK_BYTES = 32 * 1024  # of weights; a phase's tasks cost less than an operation's
 comptime PHASES = 8  # of a layer
 comptime EPSILON = 1e-5
 
-comptime Float = Scalar[DType.float32]
-comptime Numbers[type: DType = DType.float32] = Pointer[mut=False, Scalar[type], UntrackedOrigin[mut=False]]
-comptime Results = Pointer[mut=True, Float, UntrackedOrigin[mut=True]]
 comptime Addresses = Numbers[DType.int64]
 
 
@@ -33,7 +30,7 @@ struct Norm(TrivialRegisterPassable):
     var weight: Numbers[]
     var bias: Numbers[]
 
-    def run(self, y: Results, x: Results, m: Int, n: Int):
+    def run(self, y: Results[], x: Results[], m: Int, n: Int):
         """Write to y the layer norm of each row of x (m, n), n being a whole number of vectors."""
         for row in range(m):
             var source = x.unsafe_offset(row * n)
@@ -65,7 +62,7 @@ struct Product[type: DType](TrivialRegisterPassable):
     @always_inline
     def run_normalized[
         gelu: Bool = False
-    ](self, norm: Norm, phases: Phases, phase: Int, y: Results, x: Results, m: Int, own: Results):
+    ](self, norm: Norm, phases: Phases, phase: Int, y: Results[], x: Results[], m: Int, own: Results[]):
         """Do what `run` does for the layer norm of x; each core makes its `own` (m, k), which is less than to wait."""
         # A core without a thread of its own comes when all is done.
         if not phases.is_over(phase, ceildiv(self.n, self._outputs_of_task())):
@@ -73,19 +70,16 @@ struct Product[type: DType](TrivialRegisterPassable):
         self.run[gelu](phases, phase, y, own, m)
 
     @always_inline
-    def run[gelu: Bool = False, add: Bool = False](self, phases: Phases, phase: Int, y: Results, x: Results, m: Int):
+    def run[gelu: Bool = False, add: Bool = False](self, phases: Phases, phase: Int, y: Results[], x: Results[], m: Int):
         """Write the outputs for x (m, k) to y (m, n), or `add` them to it."""
-        comptime has_scales = Self.type == DType.int8
         var per_task = self._outputs_of_task()
-        var residual = Numbers[](unsafe_from_address=Int(y))
+        var finish = Finish(self.bias, Numbers[](unsafe_from_address=Int(y)), True, gelu, add)
 
         @always_inline
         def work(task: Int) {imm}:
             var first = task * per_task
             var last = min(self.n, first + per_task)
-            linear_part[has_scales, True, add, gelu](
-                y, x, self.weight, self.scales, self.bias, residual, m, self.n, self.k, first, last
-            )
+            linear_part(y, x, self.weight, self.scales, finish, m, self.n, self.k, first, last)
 
         phases.run(phase, work, ceildiv(self.n, per_task))
 
@@ -179,14 +173,14 @@ struct DecoderLayers[type: DType, of_kv: DType, head_dim: Int]:
         var pp = positions.unsafe_ptr()
 
         var source = x.unsafe_ptr()
-        var result = Results(unsafe_from_address=Int(y.unsafe_ptr()))
+        var result = Results[](unsafe_from_address=Int(y.unsafe_ptr()))
         for i in range(0, m * n_state, WIDTH):
             result.unsafe_store(i, source.unsafe_load[width=WIDTH](i))
 
         # What all cores share, and behind it what each normalizes for itself.
         var shared = 8 * m * n_state
         var scratch = List[Float](unsafe_uninit_length=shared + num_physical_cores() * m * n_state)
-        var products = Results(unsafe_from_address=Int(scratch.unsafe_ptr()))
+        var products = Results[](unsafe_from_address=Int(scratch.unsafe_ptr()))
         var attended = products.unsafe_offset(3 * m * n_state)
         var hidden = attended.unsafe_offset(m * n_state)
 

@@ -4,12 +4,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
-from std.math import ceildiv, erf
+from std.math import ceildiv
 from std.sys import CompilationTarget, prefetch, size_of
 
 from .gpu_linear import linear_on_gpu
 from .sharing import share
-from .vectors import Floats, WIDTH, sum_each
+from .vectors import Finish, Floats, Numbers, Results, WIDTH, gelu, numbers, results, sum_each
 
 comptime HAS_32_REGISTERS = CompilationTarget.has_avx512f() or CompilationTarget.has_neon()  # and not 16
 comptime MOST_ROWS = 8 if HAS_32_REGISTERS else 5  # that read a weight together
@@ -61,16 +61,15 @@ def outputs_of_task[type: DType](k: Int, bytes: Int = CHUNK_BYTES) -> Int:
     return max(8, bytes // (k * size_of[type]()) // 8 * 8)
 
 
-@always_inline
+@no_inline
 def linear_part[
-    type: DType, of_x: DType, out: DType, //, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //
 ](
-    y: Pointer[mut=True, Scalar[out], ...],
-    x: Pointer[Scalar[of_x], ...],
-    w: Pointer[Scalar[type], ...],
-    scales: Pointer[Scalar[DType.float32], ...],
-    bias: Pointer[Scalar[DType.float32], ...],
-    residual: Pointer[Scalar[DType.float32], ...],
+    y: Results[out],
+    x: Numbers[of_x],
+    w: Numbers[type],
+    scales: Numbers[],
+    finish: Finish,
     m: Int,
     n: Int,
     k: Int,
@@ -80,23 +79,23 @@ def linear_part[
     """Compute the outputs from `first` to `last` of what `linear` computes."""
 
     @always_inline
-    def finish[outputs: Int](row: Int, output: Int, products: SIMD[DType.float32, outputs]) {imm}:
+    def write[outputs: Int](row: Int, output: Int, products: SIMD[DType.float32, outputs]) {imm}:
         var values = products
-        comptime if has_scales:
+        comptime if type == DType.int8:
             values *= scales.unsafe_load[width=outputs](output)
-        comptime if has_bias:
-            values += bias.unsafe_load[width=outputs](output)
-        comptime if gelu:
-            values = 0.5 * values * (1 + erf(values * 0.7071067811865476))
-        comptime if has_residual:
-            values += residual.unsafe_load[width=outputs](row * n + output)
+        if finish.has_bias:
+            values += finish.bias.unsafe_load[width=outputs](output)
+        if finish.gelu:
+            values = gelu(values)
+        if finish.has_residual:
+            values += finish.residual.unsafe_load[width=outputs](row * n + output)
         y.unsafe_store(row * n + output, values.cast[out]())
 
     @always_inline
     def block[rows: Int, outputs: Int](row: Int, output: Int) {imm}:
         var products = tile[rows, outputs](x.unsafe_offset(row * k), w.unsafe_offset(output * k), k)
         comptime for i in range(rows):
-            finish[outputs](row + i, output, products[i])
+            write[outputs](row + i, output, products[i])
 
     var rows_at_once = ceildiv(m, ceildiv(m, MOST_ROWS))  # 8 rows as 4 and 4, and not as 5 and 3
     var row = 0
@@ -115,28 +114,24 @@ def linear_part[
         row += rows
 
 
-@always_inline
 def linear[
-    type: DType, of_x: DType, out: DType, //, has_scales: Bool, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //
 ](
-    y: Pointer[mut=True, Scalar[out], ...],
-    x: Pointer[Scalar[of_x], ...],
-    w: Pointer[Scalar[type], ...],
-    scales: Pointer[Scalar[DType.float32], ...],
-    bias: Pointer[Scalar[DType.float32], ...],
-    residual: Pointer[Scalar[DType.float32], ...],
+    y: Results[out],
+    x: Numbers[of_x],
+    w: Numbers[type],
+    scales: Numbers[],
+    finish: Finish,
     m: Int,
     n: Int,
     k: Int,
 ) raises:
-    """Compute y (m, n) = x (m, k) @ w (n, k).T [* scales (n)] [+ bias (n)] [then GELU] [+ residual (m, n)]."""
+    """Compute y (m, n) = x (m, k) @ w (n, k).T, with a `finish`; w of int8 is multiplied by scales (n)."""
     var per_task = outputs_of_task[type](k)
 
     def work(task: Int) raises {imm}:
         var first = task * per_task
-        linear_part[has_scales, has_bias, has_residual, gelu](
-            y, x, w, scales, bias, residual, m, n, k, first, min(n, first + per_task)
-        )
+        linear_part(y, x, w, scales, finish, m, n, k, first, min(n, first + per_task))
 
     share(work, ceildiv(n, per_task))
 
@@ -157,7 +152,8 @@ def linear_for[
 ) raises:
     """Do what `linear` does, on the graph's device."""
     comptime if target == "cpu":
-        linear[False, has_bias, has_residual, gelu](y, x, w, bias, bias, residual, m, n, k)
+        var finish = Finish(numbers(bias), numbers(residual), has_bias, gelu, has_residual)
+        linear(results(y), numbers(x), numbers(w), numbers(bias), finish, m, n, k)
     else:
         linear_on_gpu[has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k, ctx)
 

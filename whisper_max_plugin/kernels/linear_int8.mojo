@@ -6,6 +6,7 @@ from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 
 from .linear import linear
+from .vectors import Finish, numbers, results, unread
 
 
 @extensibility.register("whisper_project_int8")
@@ -23,7 +24,14 @@ struct ProjectInt8:
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "int8 weights are read by CPUs only"
-        var p = x.unsafe_ptr()
-        linear[True, False, False, False](
-            y.unsafe_ptr(), p, w.unsafe_ptr(), scales.unsafe_ptr(), p, p, x.dim_size(0), w.dim_size(0), w.dim_size(1)
+        var nothing = unread(x.unsafe_ptr())
+        linear(
+            results(y.unsafe_ptr()),
+            numbers(x.unsafe_ptr()),
+            numbers(w.unsafe_ptr()),
+            numbers(scales.unsafe_ptr()),
+            Finish(nothing, nothing, False, False, False),
+            x.dim_size(0),
+            w.dim_size(0),
+            w.dim_size(1),
         )

@@ -4,10 +4,11 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from .gemm import Float, Source, gemm, unread
+from .gemm import Source, gemm
 from .gpu_gemm import gemm_on_gpu, scores_on_gpu
 from .gpu_tensor_gemm import tensor_gemm_on_gpu
 from .linear import linear_for
+from .vectors import Finish, Float, numbers, results, unread
 
 comptime FEW = 15  # rows that `linear` has computed before a panel of w is laid out
 comptime FEW_ON_GPU = 8  # that it reads weights once for
@@ -38,7 +39,8 @@ def gemm_for[
 ) raises:
     """Do what `gemm` does, on the graph's device."""
     comptime if target == "cpu":
-        gemm[taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source)
+        var finish = Finish(numbers(bias), numbers(residual), has_bias, gelu, has_residual)
+        gemm(results(y), numbers(x), numbers(w), finish, m, n, taps, source)
     elif of_x == DType.float32:
         gemm_on_gpu[taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
     else:
@@ -71,7 +73,7 @@ def matmul[
         )
     else:
         gemm_for[target, 1, has_bias, gelu, has_residual, False](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 1), ctx
+            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 0), ctx
         )
 
 
@@ -227,7 +229,7 @@ def convolution[
         positions,
         y.dim_size(0) * y.dim_size(1),
         y.dim_size(2),
-        Source(x.dim_size(2), x.dim_size(1), stride, y.dim_size(1), 1),
+        Source(x.dim_size(2), x.dim_size(1), stride, y.dim_size(1), 0),
         ctx,
     )
 
@@ -293,16 +295,17 @@ struct Scores:
         var kp = keys.unsafe_ptr()
 
         comptime if target == "cpu":
+            var nothing = Finish(unread(qp), unread(qp), False, False, False)
             for head in range(n_heads):
-                gemm[1, False, False, False, False](
-                    yp.unsafe_offset(head * n_queries * n_keys),
-                    qp.unsafe_offset(head * n_queries * head_dim),
-                    kp.unsafe_offset(head * n_keys * head_dim),
-                    unread(qp),
-                    unread(qp),
+                gemm(
+                    results(yp.unsafe_offset(head * n_queries * n_keys)),
+                    numbers(qp.unsafe_offset(head * n_queries * head_dim)),
+                    numbers(kp.unsafe_offset(head * n_keys * head_dim)),
+                    nothing,
                     n_queries,
                     n_keys,
-                    Source(head_dim, n_queries, 1, n_queries, 1),
+                    1,
+                    Source(head_dim, n_queries, 1, n_queries, 0),
                 )
         else:
             scores_on_gpu(yp, qp, kp, n_heads, n_queries, n_keys, head_dim, ctx)

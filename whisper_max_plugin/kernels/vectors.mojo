@@ -1,10 +1,52 @@
-"""Vectors of float32, as wide as a register of the CPU."""
+"""Vectors of float32, as wide as a register of the CPU, and where they are read from and written to.
+
+Functions of `Numbers` and `Results`, whose origins are open, are compiled once, whoever calls them.
+"""
 
 from std.bit import log2_floor
+from std.math import erf
 from std.sys import simd_width_of
 
+comptime Float = Scalar[DType.float32]
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Floats = SIMD[DType.float32, WIDTH]
+comptime Numbers[type: DType = DType.float32] = Pointer[mut=False, Scalar[type], UntrackedOrigin[mut=False]]
+comptime Results[type: DType = DType.float32] = Pointer[mut=True, Scalar[type], UntrackedOrigin[mut=True]]
+
+
+@always_inline
+def numbers[type: DType, //](p: Pointer[Scalar[type], ...]) -> Numbers[type]:
+    """Return a pointer of open origin: what it points to has to outlive its use."""
+    return Numbers[type](unsafe_from_address=Int(p))
+
+
+@always_inline
+def results[type: DType, //](p: Pointer[mut=True, Scalar[type], ...]) -> Results[type]:
+    """Return a pointer of open origin: what it points to has to outlive its use."""
+    return Results[type](unsafe_from_address=Int(p))
+
+
+@always_inline
+def unread(p: Pointer[...]) -> Numbers[]:
+    """Return what stands for operands that a product does not have."""
+    return Numbers[](unsafe_from_address=Int(p))
+
+
+@fieldwise_init
+struct Finish(TrivialRegisterPassable):
+    """What is done to the products of a linear layer: a bias is added, then GELU, then a residual is added."""
+
+    var bias: Numbers[]
+    var residual: Numbers[]
+    var has_bias: Bool
+    var gelu: Bool
+    var has_residual: Bool
+
+
+@always_inline
+def gelu[width: Int, //](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """Return the GELU of x, by the error function."""
+    return 0.5 * x * (1 + erf(x * 0.7071067811865476))
 
 
 @always_inline
