@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import json
 import os
 import sys
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
 from whisper_max_plugin import precision as precisions
 from whisper_max_plugin.bench import command as bench
+from whisper_max_plugin.console import aligned, size_of_model
+from whisper_max_plugin.doctor import command as doctor_command
 from whisper_max_plugin.errors import WhisperMaxError
 from whisper_max_plugin.live import command as live_command
 from whisper_max_plugin.ray import command as ray_command
 
 if TYPE_CHECKING:
-    from whisper_max_plugin.doctor.checks import Check
-    from whisper_max_plugin.doctor.comparison import Row
-    from whisper_max_plugin.doctor.parity import Parity
     from whisper_max_plugin.loading import WarmupResult
 
 EXIT_OK = 0
-EXIT_PROBLEM = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -70,14 +66,7 @@ def _run(arguments: list[str]) -> int:
     if options.command == "backends":
         return backends(as_json=options.json)
     if options.command == "doctor":
-        if options.parity is not None:
-            chosen = precisions.checked(options.precision or precisions.DEFAULT)
-            given = {"audio": options.audio, "device": options.device, "precision": chosen}
-            return doctor_with_parity(options.parity, **given, as_json=options.json)
-        for option in ("audio", "device", "precision"):
-            if vars(options)[option] is not None:
-                parser.error(f"--{option} goes with --parity")
-        return doctor(as_json=options.json)
+        return doctor_command.run(options, parser)
     if options.command == "bench":
         return bench.run(options, arguments)
     if options.command == "live":
@@ -105,17 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("backends", help="list the backends and whether they can run here")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = commands.add_parser("doctor", help="check this environment; names the command that mends a problem")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    parity_help = (
-        "also compare what models compute on MAX with torch: a name, downloaded if it is not there yet, a .pt file or "
-        "a folder of Hugging Face; by default the smallest model that whisper has downloaded"
-    )
-    command.add_argument("--parity", nargs="*", metavar="MODEL", help=parity_help)
-    command.add_argument("--audio", metavar="FILE", help="the recording to compare on, by default synthetic sound")
-    command.add_argument("--device", help="what MAX runs on in the comparison; by default the one load_model chooses")
-    precision_help = f"what it computes in there; {precisions.DEFAULT} by default, which is torch's in any case"
-    command.add_argument("--precision", metavar="NAME", help=precision_help)
+    doctor_command.add_parser(commands)
 
     command = commands.add_parser("warmup", help="compile the graphs of models ahead of time")
     warmup_help = "a name (its weights are not needed), a .pt file or a folder of Hugging Face"
@@ -179,123 +158,8 @@ def backends(*, as_json: bool) -> int:
     for row in rows:
         usable = "yes" if row["usable"] else f"no: {row['reason']}"
         table.append([row["name"], row["version"] or "-", ", ".join(row["devices"]) or "-", usable])
-    print("\n".join(_aligned(table)))
+    print("\n".join(aligned(table)))
     return EXIT_OK
-
-
-def doctor(*, as_json: bool) -> int:
-    """Print what `whisper_max_plugin.doctor.checks` found; 1 when something needs mending."""
-    from whisper_max_plugin.doctor.checks import run_checks
-
-    checks = run_checks()
-    report = _doctors_report(checks)
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        _print_checks(checks)
-    return EXIT_OK if report["ok"] else EXIT_PROBLEM
-
-
-def doctor_with_parity(
-    models: Sequence[str], *, audio: str | None, device: str | None, precision: str, as_json: bool
-) -> int:
-    """Print what `doctor` prints, and how models on MAX compare with torch; 1 when anything is wrong.
-
-    Parameters
-    ----------
-    models : Sequence[str]
-        names or paths; if empty, the smallest model that whisper has downloaded
-    audio : str | None
-        the recording to compare on; None for synthetic sound
-    device : str | None
-        what MAX runs on, as `whisper.load_model` takes it
-    precision : str
-        what MAX computes in
-    as_json : bool
-
-    Raises
-    ------
-    WhisperMaxError
-        if there is no such model or recording; nothing is printed then
-    """
-    from whisper_max_plugin.doctor.checks import NEEDED_TO_RUN_MODELS, run_checks
-
-    checks = run_checks()
-    report = _doctors_report(checks)
-    unmet = [check.name for check in checks if check.ok is False and check.name in NEEDED_TO_RUN_MODELS]
-    if unmet:
-        problem = f"no model was compared with torch: mend {', '.join(unmet)} first"
-        report["parity"] = {"ok": False, "problem": problem, "machine": None, "audio": audio, "models": []}
-        if not as_json:
-            _print_checks(checks)
-            print(f"FAIL: {problem}")
-    else:
-        from whisper_max_plugin.doctor import parity
-
-        names, samples = parity.choose_models(models), parity.load_audio(audio)
-        if not as_json:
-            _print_checks(checks)
-        machine = parity.machine()
-        results = []
-        for name in names:
-            results.append(parity.check_model(name, samples, device, precision))
-            if not as_json:
-                _print_parity(results[-1], machine, audio)
-        ok = all(result.ok for result in results)
-        listed = [dataclasses.asdict(result) for result in results]
-        report["parity"] = {"ok": ok, "problem": None, "machine": machine, "audio": audio, "models": listed}
-    report["ok"] = report["ok"] and report["parity"]["ok"]
-    if as_json:
-        print(json.dumps(report, indent=2))
-    return EXIT_OK if report["ok"] else EXIT_PROBLEM
-
-
-def _doctors_report(checks: Sequence[Check]) -> dict[str, Any]:
-    ok = not any(check.ok is False for check in checks)
-    return {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}
-
-
-def _print_checks(checks: Sequence[Check]) -> None:
-    marks = {True: "ok", None: "--", False: "!!"}
-    lines = _aligned([[marks[check.ok], check.name, check.value] for check in checks])
-    for check, line in zip(checks, lines, strict=True):
-        print(line)
-        if check.remedy is not None:
-            print(f"      {'mend' if check.ok is False else 'to change'}: {check.remedy}")
-    problems = sum(check.ok is False for check in checks)
-    print()
-    print({0: "Everything is in order.", 1: "1 problem."}.get(problems, f"{problems} problems."), flush=True)
-
-
-def _print_parity(result: Parity, machine: dict[str, str | None], audio: str | None) -> None:
-    """Print the table of one model, what is wrong or notable, and the verdict in one line."""
-    print()
-    if result.rows:
-        print(f"{result.model} ({_size(result.dims)}) against torch, input: {audio or 'synthetic sound'}")
-        _print_rows(result.rows)
-    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    if result.problem is not None:
-        print(f"FAIL: {result.model}: {result.problem} ({facts})", flush=True)
-        return
-    failed = [row.name for row in result.rows if not row.ok]
-    verdict = f"FAIL: {result.model}: {', '.join(failed)}" if failed else f"pass: {result.model}"
-    graph_runs, fallbacks = sum(result.graph_runs.values()), sum(result.fallbacks.values())
-    ran = f"{result.precision} on {result.device}, {graph_runs} graph runs, {fallbacks} fallbacks"
-    print(f"{verdict} ({ran}, {facts})", flush=True)
-
-
-def _print_rows(rows: Sequence[Row]) -> None:
-    table = [["", "CHECK", "COMPARED", "MAX REL. ERROR", "LIMIT", "TOKENS"]]
-    for row in rows:
-        error = "-" if row.error is None else f"{row.error:.1e}"
-        tokens = "-" if row.tokens is None else f"{row.equal_tokens}/{row.tokens} equal"
-        table.append(["ok" if row.ok else "!!", row.name, row.compared, error, f"{row.limit:.0e}", tokens])
-    header, *lines = _aligned(table)
-    print(header)
-    for row, line in zip(rows, lines, strict=True):
-        print(line)
-        if row.note is not None:
-            print(textwrap.indent(row.note, 6 * " "))
 
 
 def warmup(names: Sequence[str], *, device: str | None, target: str | None = None, precision: str | None = None) -> int:
@@ -327,7 +191,9 @@ def convert(folder: str, path: str) -> int:
 
     checkpoint = write_converted(folder, path)
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})
-    print(f"{path}: {_size(vars(checkpoint.dims))}, {' and '.join(types)}, {os.path.getsize(path) / 1e6:.1f} MB")
+    print(
+        f"{path}: {size_of_model(vars(checkpoint.dims))}, {' and '.join(types)}, {os.path.getsize(path) / 1e6:.1f} MB"
+    )
     if checkpoint.alignment_heads is not None:
         print(
             "The alignment heads of word timestamps are in it; the backend max applies them, and for torch there is\n"
@@ -339,23 +205,9 @@ def convert(folder: str, path: str) -> int:
 def _print_warmup(result: WarmupResult) -> None:
     done = "found in the cache" if result.cached else "compiled"
     print(
-        f"{result.name}: {done} in {result.seconds:.1f} s ({_size(vars(result.dims))})",
+        f"{result.name}: {done} in {result.seconds:.1f} s ({size_of_model(vars(result.dims))})",
         flush=True,  # now, since the next model may take minutes
     )
-
-
-def _size(dims: Mapping[str, int]) -> str:
-    """Upstream's `ModelDimensions` in words."""
-    encoder = f"encoder {dims['n_audio_layer']} x {dims['n_audio_state']}"
-    decoder = f"decoder {dims['n_text_layer']} x {dims['n_text_state']}"
-    return f"{dims['n_mels']} mels, {encoder}, {decoder}, {dims['n_vocab']} tokens"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with equal column widths."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return ["  ".join(row).rstrip() for row in padded]
 
 
 def _print_error(message: object) -> None:

@@ -13,6 +13,7 @@ import logging
 import shutil
 import sys
 import threading
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from whisper_max_plugin.errors import UnsupportedWhisperError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import FrameType, ModuleType
 
     import numpy as np
@@ -100,7 +102,7 @@ def deactivate() -> None:
     startup.forget("whisper", _patch_whisper)
     _restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
-        if attribute != "find_alignment" or _n_sharing == 0:
+        if not _is_needed(module_name, attribute):
             _restore(module_name, attribute)
 
 
@@ -256,31 +258,35 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _sharing = threading.Lock()
-_n_sharing = 0
+_n_users: Counter[tuple[str, str]] = Counter()  # blocks that need a replacement, by its module and name
 
 
 @contextmanager
-def alignments_in_turn() -> Iterator[None]:
-    """In the block, let threads wait for each other's `find_alignment`, whether the plugin is installed or not."""
-    global _n_sharing
+def _replaced(module_name: str, attribute: str, make: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
+    """In the block, and on every thread, have the replacement in place, whether the plugin is installed or not."""
     with _sharing:
-        _replace(importlib.import_module("whisper.timing"), "find_alignment", _make_find_alignment)
-        _n_sharing += 1
+        _replace(importlib.import_module(module_name), attribute, make)
+        _n_users[module_name, attribute] += 1
     try:
         yield
     finally:
         with _sharing:
-            _n_sharing -= 1
-            if _n_sharing == 0 and not _activation.active:
-                _restore("whisper.timing", "find_alignment")
+            _n_users[module_name, attribute] -= 1
+            if not _is_needed(module_name, attribute):
+                _restore(module_name, attribute)
 
 
-_window_cuts = threading.Lock()
-_n_window_observers = 0
+def _is_needed(module_name: str, attribute: str) -> bool:
+    is_installed = _activation.active and (module_name, attribute) in PATCHED
+    return is_installed or _n_users[module_name, attribute] > 0
 
 
-@contextmanager
-def window_cuts_told(tell: Callable[[FrameType], object]) -> Iterator[None]:
+def alignments_in_turn() -> AbstractContextManager[None]:
+    """In the block, let threads wait for each other's `find_alignment`, whether the plugin is installed or not."""
+    return _replaced("whisper.timing", "find_alignment", _make_find_alignment)
+
+
+def window_cuts_told(tell: Callable[[FrameType], object]) -> AbstractContextManager[None]:
     """In the block, and on every thread, call `tell(frame)` when code of `whisper.transcribe` cuts out a window.
 
     Parameters
@@ -293,30 +299,18 @@ def window_cuts_told(tell: Callable[[FrameType], object]) -> Iterator[None]:
     UnsupportedWhisperError
         when `whisper.transcribe` has no `pad_or_trim`
     """
-    global _n_window_observers
-    module: Any = importlib.import_module("whisper.transcribe")
-    with _window_cuts:
-        _check(sys.modules["whisper"], module, "pad_or_trim", ["array", "length"])
-        current = module.pad_or_trim
-        replacement = current if hasattr(current, "_whisper_max_plugin") else _make_pad_or_trim(current, tell)
-        module.pad_or_trim = replacement
-        _n_window_observers += 1
-    try:
-        yield
-    finally:
-        with _window_cuts:
-            _n_window_observers -= 1
-            if _n_window_observers == 0 and module.pad_or_trim is replacement:
-                module.pad_or_trim = replacement.__wrapped__
+    module = importlib.import_module("whisper.transcribe")
+    _check(sys.modules["whisper"], module, "pad_or_trim", ["array", "length"])
+    return _replaced("whisper.transcribe", "pad_or_trim", functools.partial(_make_pad_or_trim, tell))
 
 
-def _make_pad_or_trim(original: Callable[..., Any], tell: Callable[[FrameType], object]) -> Any:
+@functools.cache
+def _make_pad_or_trim(tell: Callable[[FrameType], object], original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def pad_or_trim(*arguments: Any, **options: Any) -> Any:
         tell(sys._getframe(1))
         return original(*arguments, **options)
 
-    pad_or_trim._whisper_max_plugin = True  # type: ignore[attr-defined]
     return pad_or_trim
 
 

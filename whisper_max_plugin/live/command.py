@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
 from whisper_max_plugin.errors import CommandLineError, UnknownModelError
+from whisper_max_plugin.live import MIN_CHUNK
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from whisper_max_plugin.live.sources import Recorder
 
 MODEL = "base"  # upstream's default, turbo, is slower than speech on most CPUs
-MIN_CHUNK = 1.0  # seconds, live.MIN_CHUNK
 SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")  # the last ones of Chinese and Japanese
 
 

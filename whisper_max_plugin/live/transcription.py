@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import whisper
 
+from whisper_max_plugin.live import MIN_CHUNK
 from whisper_max_plugin.live.local_agreement import LocalAgreement, Word
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
 SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
-MIN_CHUNK = 1.0  # seconds
 LONGEST = 25.0  # seconds of audio in the buffer; upstream's window has 30
 TRIMMED = 15.0  # seconds; a longer buffer is cut where a confirmed segment ends
 KEPT = 20.0  # seconds that are left at most of a full buffer without such an end
