@@ -13,7 +13,7 @@ import pytest
 from max.driver import Buffer
 from max.dtype import DType
 from max.engine import CompiledModel, InferenceSession
-from max.graph import DeviceRef, Graph, Module, TensorType
+from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
 
 from whisper_max_plugin.execution import artifacts
@@ -24,7 +24,7 @@ from whisper_max_plugin.report import REPORT
 SIZES = iter(range(1, 1000))
 
 
-def build() -> Module:
+def build(_: KernelLibrary | None = None) -> Module:
     """Build a module that adds one."""
     module = Module()
     kind = TensorType(DType.float32, [4], device=DeviceRef.CPU())
@@ -33,7 +33,7 @@ def build() -> Module:
     return module
 
 
-def refuse_to_build() -> Module:
+def refuse_to_build(_: KernelLibrary) -> Module:
     raise AssertionError("compiled what should have been in the cache")
 
 
@@ -66,7 +66,7 @@ def dims() -> ModelDimensions:
     return ModelDimensions(next(SIZES), 1, 1, 1, 1, 1, 1, 1, 1, 1)
 
 
-def obtain(dims: ModelDimensions, build: Callable[[], Module] = build) -> CompiledModel:
+def obtain(dims: ModelDimensions, build: Callable[[KernelLibrary], Module] = build) -> CompiledModel:
     return artifacts.obtain(session(), dims, "float32", "cpu", build)
 
 

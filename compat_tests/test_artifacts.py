@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from max.graph import Module
+from max.graph import KernelLibrary, Module
 from whisper.model import ModelDimensions
 
 from whisper_max_plugin.execution import artifacts
@@ -75,7 +75,7 @@ def test_the_manifest_says_what_the_artifact_is_for(dims: ModelDimensions, store
 
 
 def test_a_build_that_fails_leaves_no_entry_and_no_lock(dims: ModelDimensions) -> None:
-    def fail() -> Module:
+    def fail(_: KernelLibrary) -> Module:
         raise RuntimeError("cannot build")
 
     with pytest.raises(RuntimeError, match="cannot build"):

@@ -37,7 +37,7 @@ from whisper_max_plugin.execution import artifacts
 dims = SimpleNamespace(**json.loads(sys.argv[1]))
 builds = 0
 
-def build():
+def build(library):
     global builds
     builds += 1
     Path(sys.argv[2], "building").touch()

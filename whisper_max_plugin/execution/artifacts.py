@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
-TYPICAL_COMPILE_SECONDS = 90  # nano 80, turbo 105 on two cores: kinds of kernels cost, not layers
+TYPICAL_COMPILE_SECONDS = 40  # tiny 29, turbo 40 on two cores: kinds of kernels cost, not layers
 
 
 @dataclass(frozen=True)
