@@ -1,4 +1,4 @@
-"""The only file that patches whisper: `load_model`, audio without ffmpeg, long spectrograms, a lock for threads.
+"""The only file that patches whisper: `load_model`, audio without ffmpeg, long spectrograms, words' times.
 
 For as long as somebody watches or our command's options need it, also what cuts windows out, and `transcribe` as
 upstream's command calls it.
@@ -13,16 +13,14 @@ import logging
 import shutil
 import sys
 import threading
-from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whisper_max_plugin import startup
-from whisper_max_plugin.errors import UnsupportedWhisperError
+from whisper_max_plugin import patches, startup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from types import FrameType, ModuleType
 
@@ -41,6 +39,7 @@ PATCHED = (
     ("whisper.audio", "log_mel_spectrogram"),
     ("whisper.transcribe", "log_mel_spectrogram"),
     ("whisper.timing", "find_alignment"),
+    ("whisper.timing", "median_filter"),
 )
 SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
 ADDED_PARAMETERS = {
@@ -64,7 +63,6 @@ class _Activation:
 
 
 _activation = _Activation()
-_originals: dict[Callable[..., Any], Callable[..., Any]] = {}  # each replacement, and upstream's function
 _reported: set[str] = set()  # modules that a warning has named
 
 
@@ -102,14 +100,7 @@ def deactivate() -> None:
     startup.forget("whisper", _patch_whisper)
     _restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
-        if not _is_needed(module_name, attribute):
-            _restore(module_name, attribute)
-
-
-def _restore(module_name: str, attribute: str) -> None:
-    current = getattr(sys.modules.get(module_name), attribute, None)
-    if current in _originals:
-        setattr(sys.modules[module_name], attribute, _originals[current])
+        patches.restore(module_name, attribute)
 
 
 def is_active() -> bool:
@@ -127,49 +118,28 @@ def current_backend(keyword: str | None = None) -> str:
 
 
 def _patch_whisper(whisper: ModuleType) -> None:
-    _check(whisper, whisper, "load_model", ["name", "device", "download_root", "in_memory"])
     # By its name: an attribute of the package may be a function of the same name, as `whisper.transcribe` is.
-    audio = importlib.import_module("whisper.audio")
-    _check(whisper, audio, "load_audio", ["file", "sr"])
-    _replace(whisper, "load_model", _make_load_model)
-    _replace(audio, "load_audio", _make_load_audio)
-    _replace(whisper, "load_audio", _make_load_audio)
-    _check(whisper, audio, "log_mel_spectrogram", ["audio", "n_mels", "padding"])
+    audio, timing = importlib.import_module("whisper.audio"), importlib.import_module("whisper.timing")
+    patches.check(whisper, "load_model", ["name", "device", "download_root", "in_memory"])
+    patches.check(audio, "load_audio", ["file", "sr"])
+    patches.check(audio, "log_mel_spectrogram", ["audio", "n_mels", "padding"])
+    patches.check(timing, "median_filter", ["x", "filter_width"])
+    patches.replace(whisper, "load_model", _make_load_model)
+    for module in (whisper, audio):
+        patches.replace(module, "load_audio", _make_load_audio)
     for module in (whisper, audio, importlib.import_module("whisper.transcribe")):
-        _replace(module, "log_mel_spectrogram", _make_log_mel_spectrogram)
-    _replace(importlib.import_module("whisper.timing"), "find_alignment", _make_find_alignment)
+        patches.replace(module, "log_mel_spectrogram", _make_log_mel_spectrogram)
+    patches.replace(timing, "find_alignment", _make_find_alignment)
+    patches.replace(timing, "median_filter", _make_median_filter)
 
 
 def _patch_again() -> None:
     # Somebody's temporary patch, unittest.mock's for one, may have put upstream's function back over ours.
     for module_name, attribute in PATCHED:
         current = getattr(sys.modules.get(module_name), attribute, None)
-        for replacement, original in _originals.items():
+        for replacement, original in patches.originals.items():
             if current is original:
                 setattr(sys.modules[module_name], attribute, replacement)
-
-
-def _check(whisper: ModuleType, module: ModuleType, attribute: str, expected: list[str]) -> None:
-    function = getattr(module, attribute, None)
-    try:
-        # What somebody else put there may take (*args, **kwargs).
-        inspect.signature(function).bind(**dict.fromkeys(expected))  # type: ignore[arg-type]
-    except TypeError:
-        version = getattr(whisper, "__version__", "of unknown version")
-        missing = f"{module.__name__}.{attribute}({', '.join(expected)})"
-        raise UnsupportedWhisperError(
-            f"whisper {version} ({whisper.__file__}) has no {missing} for whisper_max_plugin to replace: "
-            "pip install 'openai-whisper>=20231106'"
-        ) from None
-
-
-def _replace(module: ModuleType, attribute: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    current = getattr(module, attribute)
-    if current in _originals:
-        return
-    replacement = make(current)
-    _originals[replacement] = current
-    setattr(module, attribute, replacement)
 
 
 # The makers are cached: after uninstall() and install(), names imported in between are the plugin's again.
@@ -241,6 +211,19 @@ def _make_log_mel_spectrogram(original: Callable[..., torch.Tensor]) -> Callable
     return log_mel_spectrogram
 
 
+@functools.cache
+def _make_median_filter(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def median_filter(x: torch.Tensor, filter_width: int) -> torch.Tensor:
+        if not _activation.active:
+            return original(x, filter_width)
+        from whisper_max_plugin import median
+
+        return median.median_filter(original, x, filter_width)
+
+    return median_filter
+
+
 _alignment = threading.RLock()
 
 
@@ -257,33 +240,9 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
     return find_alignment
 
 
-_sharing = threading.Lock()
-_n_users: Counter[tuple[str, str]] = Counter()  # blocks that need a replacement, by its module and name
-
-
-@contextmanager
-def _replaced(module_name: str, attribute: str, make: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
-    """In the block, and on every thread, have the replacement in place, whether the plugin is installed or not."""
-    with _sharing:
-        _replace(importlib.import_module(module_name), attribute, make)
-        _n_users[module_name, attribute] += 1
-    try:
-        yield
-    finally:
-        with _sharing:
-            _n_users[module_name, attribute] -= 1
-            if not _is_needed(module_name, attribute):
-                _restore(module_name, attribute)
-
-
-def _is_needed(module_name: str, attribute: str) -> bool:
-    is_installed = _activation.active and (module_name, attribute) in PATCHED
-    return is_installed or _n_users[module_name, attribute] > 0
-
-
 def alignments_in_turn() -> AbstractContextManager[None]:
     """In the block, let threads wait for each other's `find_alignment`, whether the plugin is installed or not."""
-    return _replaced("whisper.timing", "find_alignment", _make_find_alignment)
+    return patches.replaced("whisper.timing", "find_alignment", _make_find_alignment, is_kept=is_active)
 
 
 def window_cuts_told(tell: Callable[[FrameType], object]) -> AbstractContextManager[None]:
@@ -300,8 +259,8 @@ def window_cuts_told(tell: Callable[[FrameType], object]) -> AbstractContextMana
         when `whisper.transcribe` has no `pad_or_trim`
     """
     module = importlib.import_module("whisper.transcribe")
-    _check(sys.modules["whisper"], module, "pad_or_trim", ["array", "length"])
-    return _replaced("whisper.transcribe", "pad_or_trim", functools.partial(_make_pad_or_trim, tell))
+    patches.check(module, "pad_or_trim", ["array", "length"])
+    return patches.replaced("whisper.transcribe", "pad_or_trim", functools.partial(_make_pad_or_trim, tell))
 
 
 @functools.cache
@@ -340,7 +299,7 @@ def _restore_transcribe_of_the_command() -> None:
 
 
 def _modules_with_original() -> list[str]:
-    originals = {id(original) for original in _originals.values() if original.__name__ == "load_model"}
+    originals = {id(original) for original in patches.originals.values() if original.__name__ == "load_model"}
     found = []
     for name, module in list(sys.modules.items()):
         if name == "whisper" or name in _reported:
