@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import whisper
@@ -123,8 +124,18 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run that needed graphs but ran none."""
     needed_graphs = any({"nano", "tiny", "base", "turbo", "english"} & set(item.fixturenames) for item in session.items)
-    if exitstatus == pytest.ExitCode.OK and needed_graphs and sum(_graph_runs) <= 0:
+    if hasattr(session.config, "workeroutput"):  # one process of several (`pytest -n`), which share the tests
+        session.config.workeroutput.update(graph_runs=sum(_graph_runs), torch_passes=_torch_passes)
+    elif exitstatus == pytest.ExitCode.OK and needed_graphs and sum(_graph_runs) <= 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what a process of several did, unless it died."""
+    output = getattr(node, "workeroutput", {})
+    _graph_runs.append(output.get("graph_runs", 0))
+    _torch_passes.extend(output.get("torch_passes", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
