@@ -5,6 +5,7 @@ MAX's own cache lies in the same folder, so that only the first compilation take
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from max.engine import CompiledModel, InferenceSession
 from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
 
+from whisper_max_plugin import graphs
 from whisper_max_plugin.execution import artifacts
 from whisper_max_plugin.execution.artifacts import ArtifactKey
 from whisper_max_plugin.execution.session import session as the_session
 from whisper_max_plugin.report import REPORT
 
 SIZES = iter(range(1, 1000))
+library = functools.cache(graphs.kernel_library)  # which these graphs do without
 
 
 def build(_: KernelLibrary | None = None) -> Module:
@@ -58,6 +61,7 @@ def max_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def settings(max_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODULAR_MAX_CACHE_DIR", str(max_cache))
+    monkeypatch.setattr(graphs, "kernel_library", library)
 
 
 @pytest.fixture
