@@ -27,6 +27,7 @@ _torch_passes: list[str] = []  # forward passes of accelerated models that upstr
 _graph_runs: list[int] = []  # per test
 _fallbacks: Counter[bool] = Counter()  # declared ones: in tests that provoke them, and in others
 _deselected: list[pytest.Item] = []
+_needed_graphs: list[bool] = []  # of each process that ran tests
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,12 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run that needed graphs but ran none."""
-    needed_graphs = any({"nano", "tiny", "base", "turbo", "english"} & set(item.fixturenames) for item in session.items)
+    models = {"nano", "tiny", "base", "turbo", "english"}
+    _needed_graphs.append(any(models & set(item.fixturenames) for item in session.items))
     if hasattr(session.config, "workeroutput"):  # one process of several (`pytest -n`), which share the tests
-        session.config.workeroutput.update(graph_runs=sum(_graph_runs), torch_passes=_torch_passes)
-    elif exitstatus == pytest.ExitCode.OK and needed_graphs and sum(_graph_runs) <= 0:
+        facts = {"graph_runs": sum(_graph_runs), "torch_passes": _torch_passes, "needed_graphs": _needed_graphs}
+        session.config.workeroutput.update(facts)
+    elif exitstatus == pytest.ExitCode.OK and any(_needed_graphs) and sum(_graph_runs) <= 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -136,6 +139,7 @@ def pytest_testnodedown(node: Any) -> None:
     output = getattr(node, "workeroutput", {})
     _graph_runs.append(output.get("graph_runs", 0))
     _torch_passes.extend(output.get("torch_passes", []))
+    _needed_graphs.extend(output.get("needed_graphs", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
