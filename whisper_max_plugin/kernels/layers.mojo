@@ -14,7 +14,7 @@ from .attention import cross_attention_part, self_attention_part
 from .linear import linear_part, outputs_of_task
 from .memory import Places
 from .phases import Phases, in_phases
-from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH
+from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, numbers, results
 
 comptime TASK_BYTES = 32 * 1024  # of weights; a phase's tasks cost less than an operation's
 comptime PHASES = 8  # of a layer
@@ -73,7 +73,7 @@ struct Product[type: DType](TrivialRegisterPassable):
     def run[gelu: Bool = False, add: Bool = False](self, phases: Phases, phase: Int, y: Results[], x: Results[], m: Int):
         """Write the outputs for x (m, k) to y (m, n), or `add` them to it."""
         var per_task = self._outputs_of_task()
-        var finish = Finish(self.bias, Numbers[](unsafe_from_address=Int(y)), True, gelu, add)
+        var finish = Finish(self.bias, numbers(y), True, gelu, add)
 
         @always_inline
         def work(task: Int) {imm}:
@@ -173,14 +173,14 @@ struct DecoderLayers[type: DType, of_kv: DType, head_dim: Int]:
         var pp = positions.unsafe_ptr()
 
         var source = x.unsafe_ptr()
-        var result = Results[](unsafe_from_address=Int(y.unsafe_ptr()))
+        var result = results(y.unsafe_ptr())
         for i in range(0, m * n_state, WIDTH):
             result.unsafe_store(i, source.unsafe_load[width=WIDTH](i))
 
         # What all cores share, and behind it what each normalizes for itself.
         var shared = 8 * m * n_state
         var scratch = List[Float](unsafe_uninit_length=shared + num_physical_cores() * m * n_state)
-        var products = Results[](unsafe_from_address=Int(scratch.unsafe_ptr()))
+        var products = results(scratch.unsafe_ptr())
         var attended = products.unsafe_offset(3 * m * n_state)
         var hidden = attended.unsafe_offset(m * n_state)
 
