@@ -53,11 +53,12 @@ def test_what_is_copied_to_a_device_and_back_is_what_upstream_computes(
     assert_same_result(actual, expected)
 
 
-def test_beams_and_hooks_of_callers_with_a_cache_of_the_device(nano: Pair, elsewhere: MaxWhisper) -> None:
-    window = parity_checks.prepare(nano.torch, parity_checks.synthetic_audio())
-    upstreams: parity_checks.Results = {}
+def test_spectrograms_beams_and_hooks_of_callers_with_a_cache_of_the_device(nano: Pair, elsewhere: MaxWhisper) -> None:
+    checks = parity_checks
+    window = checks.prepare(nano.torch, checks.synthetic_audio())
+    upstreams: checks.Results = {}
     with torch.no_grad():
-        for check in (parity_checks.encoder, parity_checks.prefill, parity_checks.beams, parity_checks.alignment):
+        for check in (checks.mel, checks.encoder, checks.prefill, checks.beams, checks.alignment):
             upstreams[check.__name__] = check(nano.torch, window, upstreams)
             for actual, expected in zip(check(elsewhere, window, upstreams), upstreams[check.__name__], strict=True):
                 torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

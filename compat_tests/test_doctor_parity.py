@@ -29,7 +29,7 @@ from .compare import RELATIVE_ERROR, relative_error
 from .conftest import Pair
 from .data import NANO, SAMPLE
 
-NAMES = ["encoder", "prefill", "steps", "beams", "ranking", "alignment"]
+NAMES = ["mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment"]
 Checkpoint = dict[str, Any]
 Disturb = Callable[..., None]
 
@@ -74,7 +74,7 @@ def test_a_sound_model_passes(request: pytest.FixtureRequest, model: str) -> Non
         assert (row.equal_tokens, row.tokens, row.note) == (
             (20, 20, None) if row.name == "steps" else (None, None, None)
         )
-    assert result.graph_runs.keys() == {"encoder", "cross_kv", "prefill", "step", "search", "cross_scores"}
+    assert result.graph_runs.keys() == {"log_mel", "encoder", "cross_kv", "prefill", "step", "search", "cross_scores"}
     assert result.fallbacks == {}
     assert (result.dims, result.precision, result.device) == (vars(pair.torch.dims), "float32", "cpu")
 
@@ -92,7 +92,7 @@ def test_a_recording_in_place_of_synthetic_sound(nano: Pair) -> None:
     mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(parity.load_audio(str(SAMPLE))))[None]
     with torch.no_grad():
         error = relative_error(nano.max.encoder(mel), nano.torch.encoder(mel))
-    assert result.rows[0].error == pytest.approx(error, rel=0.5)
+    assert result.rows[1].error == pytest.approx(error, rel=0.5)
 
 
 def test_a_recording_shorter_than_a_window(nano: Pair) -> None:
@@ -235,9 +235,9 @@ def test_other_tokens_by_wrong_numbers_are_told_from_near_ties(nano: Pair, distu
     disturb("step", lambda logits: logits.flip(-1), lambda n_group, _: n_group == 1)
     result = check()
     assert failed(result) == ["steps"]
-    assert result.rows[2].equal_tokens == 0
-    assert result.rows[2].note.count("a clear choice") == 20
-    assert "near tie" not in result.rows[2].note
+    assert result.rows[3].equal_tokens == 0
+    assert result.rows[3].note.count("a clear choice") == 20
+    assert "near tie" not in result.rows[3].note
 
 
 def test_a_near_tie_is_shown_and_does_not_fail(stored: Checkpoint, path: Path, disturb: Disturb) -> None:
@@ -256,7 +256,7 @@ def test_a_near_tie_is_shown_and_does_not_fail(stored: Checkpoint, path: Path, d
     disturb("step", prefer_twins, lambda n_group, _: n_group == 1)
     result = check(path)
     assert failed(result) == []
-    steps = result.rows[2]
+    steps = result.rows[3]
     assert steps.equal_tokens < steps.tokens == 20
     assert steps.note.count("a near tie") == 20 - steps.equal_tokens
     assert "clear choice" not in steps.note
@@ -270,15 +270,15 @@ def test_nan_is_said_in_words(nano: Pair, disturb: Disturb, value: float) -> Non
     disturb("encode", lambda features: features.index_fill(1, torch.tensor([700]), value))
     result = check()
     assert failed(result) == ["encoder"]
-    assert result.rows[0].error is None
-    assert result.rows[0].note == "the result of the graph holds NaN or infinite values"
+    assert result.rows[1].error is None
+    assert result.rows[1].note == "the result of the graph holds NaN or infinite values"
 
 
 def test_a_result_of_another_shape(nano: Pair, disturb: Disturb) -> None:
     disturb("encode", lambda features: features[:, :-1])
     result = check()
     assert failed(result) == ["encoder"]
-    assert result.rows[0].note == "results of shapes [(1, 1499, 128)] instead of [(1, 1500, 128)]"
+    assert result.rows[1].note == "results of shapes [(1, 1499, 128)] instead of [(1, 1500, 128)]"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])
@@ -318,7 +318,7 @@ def test_a_fallback_fails_though_its_numbers_are_right(nano: Pair, monkeypatch: 
     after_accelerate(monkeypatch, lambda model: model.encoder.blocks[0].mlp.register_forward_hook(lambda *_: None))
     result = check()
     assert failed(result) == ["encoder"]
-    assert result.rows[0].note.startswith("fell back to torch: encoder modules with hooks")
+    assert result.rows[1].note.startswith("fell back to torch: encoder modules with hooks")
     assert sum(result.fallbacks.values()) == 1
 
 
@@ -327,7 +327,7 @@ def test_a_fallback_that_strict_forbids(nano: Pair, monkeypatch: pytest.MonkeyPa
     after_accelerate(monkeypatch, lambda model: model.decoder.blocks[0].mlp.register_forward_hook(lambda *_: None))
     result = check()
     assert failed(result) == ["prefill", "steps", "beams", "alignment"]
-    assert "unset WHISPER_MAX_STRICT" in result.rows[1].note
+    assert "unset WHISPER_MAX_STRICT" in result.rows[2].note
 
 
 def test_torch_in_place_of_a_graph(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,4 +338,4 @@ def test_torch_in_place_of_a_graph(nano: Pair, monkeypatch: pytest.MonkeyPatch) 
     after_accelerate(monkeypatch, undo)
     result = check()
     assert failed(result) == ["encoder"]
-    assert result.rows[0].note == "the graph 'encoder' did not run"
+    assert result.rows[1].note == "the graph 'encoder' did not run"

@@ -72,12 +72,12 @@ def test_the_report_of_a_sound_model(nano: Pair, capsys: pytest.CaptureFixture[s
     assert heading == f"{NANO} ({size}) against torch, input: synthetic sound"
     assert header.split("  ")[-1] == "TOKENS"
     assert [row.split()[:2] for row in rows] == [
-        ["ok", name] for name in ("encoder", "prefill", "steps", "beams", "ranking", "alignment")
+        ["ok", name] for name in ("mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment")
     ]
     column = header.index("MAX REL. ERROR")
     assert all(row[column - 1] == " " and 0 < float(row[column:].split()[0]) < 1e-4 for row in rows)
-    assert [row.split("  ")[-1] for row in rows] == ["-", "-", "20/20 equal", "-", "-", "-"]
-    assert verdict.startswith(f"pass: {NANO} (float32 on cpu, 55 graph runs, 0 fallbacks, whisper-max-plugin ")
+    assert [row.split("  ")[-1] for row in rows] == ["-", "-", "-", "20/20 equal", "-", "-", "-"]
+    assert verdict.startswith(f"pass: {NANO} (float32 on cpu, 56 graph runs, 0 fallbacks, whisper-max-plugin ")
     for name, value in parity.machine().items():
         assert f"{name} {value}" in verdict
 
@@ -93,7 +93,7 @@ def test_a_failed_check_and_its_reason(
     *_, row, reason, place, _, _, _, _, _, verdict = lines(capsys)
     assert row.split()[:2] == ["!!", "encoder"]
     assert (reason, place) == ("      failed: no such kernel", "      in encoder")
-    assert verdict.startswith(f"FAIL: {NANO}: encoder (float32 on cpu, 54 graph runs, 0 fallbacks, ")
+    assert verdict.startswith(f"FAIL: {NANO}: encoder (float32 on cpu, 55 graph runs, 0 fallbacks, ")
 
 
 def test_json(nano: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,9 +116,9 @@ def test_json(nano: Pair, capsys: pytest.CaptureFixture[str]) -> None:
         "device": "cpu",
         "fallbacks": {},
     }
-    assert sum(graph_runs.values()) == 55
+    assert sum(graph_runs.values()) == 56
     keys = ["name", "compared", "ok", "error", "limit", "tokens", "equal_tokens", "note"]
-    assert [list(row) for row in rows] == [keys] * 6
+    assert [list(row) for row in rows] == [keys] * 7
 
 
 def test_json_of_a_failure_is_json(
@@ -128,7 +128,7 @@ def test_json_of_a_failure_is_json(
     assert main(["doctor", "--json", "--parity", str(NANO)]) == 1
     report = json.loads("\n".join(lines(capsys)), parse_constant=pytest.fail)
     assert (report["ok"], report["parity"]["ok"]) == (False, False)
-    assert report["parity"]["models"][0]["rows"][0]["error"] is None
+    assert report["parity"]["models"][0]["rows"][1]["error"] is None
 
 
 def test_a_problem_of_the_installation_that_models_run_without(

@@ -19,6 +19,8 @@ from .conftest import Pair
 from .exact import assert_equal_but_for_scores
 from .ties import TIE, price_of_the_other_choice
 
+pytestmark = pytest.mark.usefixtures("installed")
+
 ROWS = grid.pairwise_rows()
 RECORDINGS = grid.recordings()
 DRAWS = int(os.environ.get("WHISPER_MAX_TEST_DRAWS", "300"))

@@ -69,6 +69,8 @@ def speech_with_pauses() -> np.ndarray:
     )
 
 
+pytestmark = pytest.mark.usefixtures("installed")
+
 FALLBACK = {"temperature": (0.0, 0.2, 0.4)}
 WORDS = {"word_timestamps": True}
 PROMPT = "A story about a boat. " * 20  # so long that a minute's text pushes it out, unless it is carried
@@ -116,6 +118,7 @@ class Run:
     upstream_windows : a digest of each mel spectrogram that upstream's model encoded, in order
     encoder_runs : how often the accelerated model ran its encoder's graph
     encoder_runs_saved : how often it did not need to
+    spectrograms : how many graphs made for it
     """
 
     actual: dict[str, Any]
@@ -123,6 +126,7 @@ class Run:
     upstream_windows: list[bytes]
     encoder_runs: int
     encoder_runs_saved: int
+    spectrograms: int
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +139,16 @@ def run(nano: Pair) -> Callable[[str], Run]:
         skip_unless_upstream_knows(options)
         samples = audio()
         nano.max.embed_audio(torch.zeros(1, 80, 3000))  # forget the previous test's window
-        before = encoder_counts()
+        before = counts()
         actual = transcribe(nano.max, samples, options)
-        after = encoder_counts()
+        encoder_runs, saved, spectrograms = (after - earlier for after, earlier in zip(counts(), before, strict=True))
         windows: list[bytes] = []
         hook = nano.torch.encoder.register_forward_pre_hook(lambda _, inputs: windows.append(digest(inputs[0])))
         try:
             expected = transcribe(nano.torch, samples, options)
         finally:
             hook.remove()
-        return Run(actual, expected, windows, after[0] - before[0], after[1] - before[1])
+        return Run(actual, expected, windows, encoder_runs, saved, spectrograms)
 
     return run
 
@@ -155,10 +159,11 @@ def transcribe(model: whisper.Whisper, samples: np.ndarray, options: dict[str, A
     return result
 
 
-def encoder_counts() -> tuple[int, int]:
-    """Return how often the encoder's graph ran in this process, and how often it did not need to."""
+def counts() -> tuple[int, int, int]:
+    """Return how often the encoder's graph ran in this process, and how often it did not need to; spectrograms."""
     status: dict[str, Any] = whisper_max_plugin.status()
-    return status["graph_runs"].get("encoder", 0), status["encoder_runs_saved"]
+    runs = status["graph_runs"]
+    return runs.get("encoder", 0), status["encoder_runs_saved"], runs.get("log_mel", 0)
 
 
 def digest(mel: Tensor) -> bytes:
@@ -180,6 +185,11 @@ def test_each_window_is_encoded_once(run: Callable[[str], Run], name: str) -> No
     windows = run(name).upstream_windows
     assert run(name).encoder_runs == len(set(windows))
     assert run(name).encoder_runs_saved == len(windows) - len(set(windows))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_graph_makes_the_spectrogram_once(run: Callable[[str], Run], name: str) -> None:
+    assert run(name).spectrograms == 1
 
 
 def test_the_long_recording_is_transcribed(run: Callable[[str], Run]) -> None:

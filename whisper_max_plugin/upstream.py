@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from whisper.model import Whisper
 
+    from whisper_max_plugin.inference.runtime import Runtime
+
 logger = logging.getLogger(__name__)
 
 PATCHED = (
@@ -206,9 +208,24 @@ def _make_log_mel_spectrogram(original: Callable[..., torch.Tensor]) -> Callable
             return original(*arguments, **options)
         from whisper_max_plugin import spectrogram
 
-        return spectrogram.log_mel_spectrogram(original, *arguments, **options)
+        runtime = _runtime_of_transcribe(sys._getframe(1))
+        return spectrogram.log_mel_spectrogram(original, runtime, *arguments, **options)
 
     return log_mel_spectrogram
+
+
+def _runtime_of_transcribe(frame: FrameType) -> Runtime | None:
+    # `transcribe(model, …)` is the only caller that says for which model the spectrogram is.
+    return spectrogram_runtime(frame.f_locals.get("model")) if frame.f_code.co_name == "transcribe" else None
+
+
+def spectrogram_runtime(model: Any) -> Runtime | None:
+    """Return what makes the spectrograms of ``transcribe(model, …)``; None where upstream does."""
+    return _runtime_of(model) if _activation.active else None
+
+
+def _runtime_of(model: Any) -> Runtime | None:
+    return getattr(getattr(model, "decoder", None), "runtime", None)
 
 
 @functools.cache
@@ -233,7 +250,7 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
     # other threads have to wait.
     @functools.wraps(original)
     def find_alignment(model: Whisper, *arguments: Any, **options: Any) -> Any:
-        runtime = getattr(model.decoder, "runtime", None)
+        runtime = _runtime_of(model)
         with _alignment, runtime.alone() if runtime is not None else nullcontext():
             return original(model, *arguments, **options)
 

@@ -16,9 +16,10 @@ from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, N_SAMPLES, SA
 from whisper.tokenizer import LANGUAGES
 
 import whisper_max_plugin
-from whisper_max_plugin import silero
+from whisper_max_plugin import silero, upstream
 from whisper_max_plugin.errors import PackageError, VoiceActivityError
 from whisper_max_plugin.silero import CHUNK
+from whisper_max_plugin.spectrogram import log_mel_spectrogram
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
@@ -159,7 +160,8 @@ def _language(model: Whisper, samples: Tensor, clips: list[float], *, half: bool
     It is the same window, of the spectrogram of the whole recording, so that its features are computed only once.
     """
     begin, end = (round(seconds * FRAMES_PER_SECOND) for seconds in clips[:2])
-    mel = whisper.log_mel_spectrogram(samples, model.dims.n_mels, padding=N_SAMPLES)
+    runtime = upstream.spectrogram_runtime(model)
+    mel = log_mel_spectrogram(whisper.log_mel_spectrogram, runtime, samples, model.dims.n_mels, padding=N_SAMPLES)
     window = whisper.pad_or_trim(mel[:, begin : min(end, begin + N_FRAMES)], N_FRAMES).to(model.device)
     if half and model.device.type != "cpu":
         window = window.half()

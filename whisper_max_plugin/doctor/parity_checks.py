@@ -1,4 +1,4 @@
-"""What ``whisper-max doctor --parity`` computes with each of the two models: six results of the same window.
+"""What ``whisper-max doctor --parity`` computes with each of the two models: seven results of the same window.
 
 Each function gets what upstream's model has computed so far, and takes its input from there: so an error shows where it
 arises, and one token that differs does not change those behind it.
@@ -40,6 +40,7 @@ class Window:
 
     Attributes
     ----------
+    samples : Tensor, shape = (480000,)
     mel : Tensor, shape = (1, n_mels, 2 * n_audio_ctx)
     prompt : Tensor, shape = (1, N_PROMPT), int64
         text of a window before, and the sot sequence
@@ -49,6 +50,7 @@ class Window:
         tokens below this one are text
     """
 
+    samples: Tensor
     mel: Tensor
     prompt: Tensor
     sot: Tensor
@@ -84,8 +86,8 @@ def prepare(model: Whisper, samples: Tensor) -> Window:
             f"the model has {dims.n_mels} mels, {dims.n_vocab} tokens and room for {dims.n_text_ctx}, but upstream's "
             f"transcribe() needs 80 or 128 mels and 51864 tokens, and this check room for {N_PROMPT + N_STEPS}"
         )
-    mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(samples), dims.n_mels)
-    mel = whisper.pad_or_trim(mel, 2 * dims.n_audio_ctx)[None]
+    samples = whisper.pad_or_trim(samples)
+    mel = whisper.pad_or_trim(whisper.log_mel_spectrogram(samples, dims.n_mels), 2 * dims.n_audio_ctx)[None]
     tokenizer = get_tokenizer(
         model.is_multilingual, num_languages=model.num_languages, language="en", task="transcribe"
     )
@@ -94,7 +96,23 @@ def prepare(model: Whisper, samples: Tensor) -> Window:
     n_before = N_PROMPT - 1 - sot.shape[1]
     before = torch.randint(tokenizer.eot, (1, n_before), generator=torch.Generator().manual_seed(0))
     prompt = torch.cat([torch.tensor([[tokenizer.sot_prev]]), before, sot], dim=1)
-    return Window(mel, prompt, sot, tokenizer.eot)
+    return Window(samples, mel, prompt, sot, tokenizer.eot)
+
+
+def mel(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
+    """Return the log-mel spectrogram (n_mels, 3000).
+
+    Raises
+    ------
+    ValueError
+        if the graph takes finite samples for others
+    """
+    if not isinstance(model, MaxWhisper):
+        return [whisper.log_mel_spectrogram(window.samples, model.dims.n_mels)]
+    mel = model.decoder.runtime.engine().log_mel(window.samples, padding=0)
+    if mel is None:
+        raise ValueError("the graph says that samples are not finite, and they are")
+    return [mel]
 
 
 def encoder(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from max.driver import Buffer
 from max.engine import CompiledModel, Model
 from torch import Tensor
+from whisper.audio import HOP_LENGTH
 
 from ..checkpoints.checkpoint import check_state
 from ..errors import DeviceError, PrecisionError
@@ -20,9 +21,10 @@ from ..graphs import LARGEST_VECTOR, Types, build_module, has_kernels
 from ..precision import DEFAULT
 from ..report import REPORT
 from . import artifacts
-from .devices import Device
+from .devices import HOST, Device
+from .mel_tables import mel_tables
 from .replay import Replay
-from .session import session
+from .session import refuse_after_fork, session
 from .step_inputs import SearchPool
 from .weights import addresses, graph_weights, types_for
 
@@ -102,11 +104,40 @@ class Engine:
         models = session(device).init_all(compiled, weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
-        self._search = models["search"]
+        self._search, self._log_mel = models["search"], models["log_mel"]
         self.searches = SearchPool(device, dims.n_text_ctx)
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
         self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
         REPORT.engine_ready(device.name, precision)
+
+    def log_mel(self, samples: Tensor, padding: int) -> Tensor | None:
+        """Return the log-mel spectrogram (n_mels, n_frames) as upstream's function does, but for rounding.
+
+        Parameters
+        ----------
+        samples : Tensor, shape = (n_samples,)
+            of 16 kHz
+        padding : int
+            zeros to add at the end; with them there are to be more than half of `whisper.audio.N_FFT`
+
+        Returns
+        -------
+        mel : Tensor | None
+            None if a sample is not finite
+
+        Raises
+        ------
+        ForkedProcessError
+            in a process that was forked from one that ran graphs
+        """
+        refuse_after_fork()
+        tables = mel_tables(self.dims.n_mels)
+        mel = torch.empty(self.dims.n_mels, (samples.shape[0] + padding) // HOP_LENGTH)
+        operands = [mel, samples, tables.window, tables.filters, tables.twiddles, torch.tensor([padding])]
+        # on the host, whatever the device
+        (top,) = self._run(self._log_mel, *map(HOST.put, operands))
+        REPORT.graph_run("log_mel")
+        return mel if np.isfinite(top.to_numpy()[0]) else None
 
     def encode(self, mel: Tensor) -> Tensor:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""

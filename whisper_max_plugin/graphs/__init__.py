@@ -10,6 +10,7 @@ from .decoder import build_decoder
 from .encoder import build_encoder
 from .kernel_layers import has_kernels
 from .kernels import KERNELS, LARGEST_VECTOR, kernel_library
+from .log_mel import build_log_mel
 from .search import build_search
 from .step import build_step
 from .types import Types
@@ -29,6 +30,7 @@ def build_module(dims: ModelDimensions, types: Types, device: DeviceRef, library
     build_decoder(module, dims, types, device, library)
     build_cross_scores(module, dims, types, device, library)
     build_search(module, dims, device, library)
+    build_log_mel(module, dims, library)
     if has_kernels(dims):
         build_step(module, dims, types, device, library)
     return module

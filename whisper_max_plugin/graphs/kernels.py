@@ -207,6 +207,23 @@ def scores(q: TensorValue, keys: TensorValue) -> TensorValue:
     return ops.custom("whisper_scores", q.device, [q, keys], [out])[0].tensor
 
 
+def log_mel(
+    mel: BufferValue,
+    samples: TensorValue,
+    window: TensorValue,
+    filters: TensorValue,
+    twiddles: TensorValue,
+    padding: TensorValue,
+) -> TensorValue:
+    """Write the log-mel spectrogram of samples to mel (n_mels, n_frames), and return its largest value.
+
+    On the CPU only; the operands are those of the graph, see `log_mel.build_log_mel`.
+    """
+    out = TensorType(mel.dtype, [1], mel.device)
+    operands = [mel, samples, window, filters, twiddles, padding]
+    return ops.inplace_custom("whisper_log_mel", mel.device, operands, [out])[0].tensor
+
+
 def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, head_dim: int) -> TensorValue:
     """Write tokens' keys and values to the end of a cache, and attend with each to all that does not come after it.
 

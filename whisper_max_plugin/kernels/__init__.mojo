@@ -1,4 +1,4 @@
-"""The operations of the graphs: the step's, those for many rows, and the search. Their bodies for GPUs lie in gpu_*."""
+"""The operations of the graphs: the step's, those for many rows, search, spectrogram. Their bodies for GPUs lie in gpu_*."""
 
 from .attention import *
 from .flash import *
@@ -7,6 +7,7 @@ from .gemm import *
 from .layers import *
 from .linear import *
 from .linear_int8 import *
+from .log_mel import *
 from .matmul import *
 from .phases import *
 from .search import *

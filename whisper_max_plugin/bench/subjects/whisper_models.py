@@ -107,11 +107,15 @@ class WhisperSubject:
         return seconds
 
     def _mel(self, _n_tokens: int) -> float:
+        import torch
         from whisper.audio import log_mel_spectrogram
 
-        samples, n_mels = self._inputs.samples(), self._setup.dims["n_mels"]
+        samples, n_mels = torch.from_numpy(self._inputs.samples()), self._setup.dims["n_mels"]
         started = self._clock()
-        log_mel_spectrogram(samples, n_mels)
+        if self._backend == "max":  # which `transcribe` takes of such a model
+            self._engine().log_mel(samples, padding=0)
+        else:
+            log_mel_spectrogram(samples, n_mels)
         return self._clock() - started
 
     def _encoder(self, _n_tokens: int) -> float:
