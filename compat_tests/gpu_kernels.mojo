@@ -132,8 +132,17 @@ def tensor_flash[
 
 def store[
     type: DType
-](keys: Out[type], values: Out[type], qkv: In[type], n_before: Int32, batch: Int32, n_tokens: Int32, n_state: Int32):
-    store_block(qkv, keys, values, Int(n_before), Int(batch), Int(n_tokens), Int(n_state))
+](
+    keys: Out[type],
+    values: Out[type],
+    qkv: In[type],
+    n_before: Int32,
+    batch: Int32,
+    n_copies: Int32,
+    n_tokens: Int32,
+    n_state: Int32,
+):
+    store_block(qkv, keys, values, Int(n_before), Int(batch), Int(n_copies), Int(n_tokens), Int(n_state))
 
 
 def causal[
@@ -145,10 +154,13 @@ def causal[
     values: In[type],
     n_before: Int32,
     batch: Int32,
+    n_copies: Int32,
     n_tokens: Int32,
     n_state: Int32,
 ):
-    causal_block[head_dim](y, qkv, keys, values, Int(n_before), Int(batch), Int(n_tokens), Int(n_state))
+    causal_block[head_dim](
+        y, qkv, keys, values, Int(n_before), Int(batch), Int(n_copies), Int(n_tokens), Int(n_state)
+    )
 
 
 def search(

@@ -23,6 +23,7 @@ from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirror
 from whisper_max_plugin.execution.engine import check_heads
+from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.model import MaxWhisper
 
 from .compare import assert_same_result
@@ -62,6 +63,17 @@ def test_spectrograms_beams_and_hooks_of_callers_with_a_cache_of_the_device(nano
             upstreams[check.__name__] = check(nano.torch, window, upstreams)
             for actual, expected in zip(check(elsewhere, window, upstreams), upstreams[check.__name__], strict=True):
                 torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"beam_size": 5}, {"temperature": 0.7, "best_of": 3}], ids=["beams", "samples"])
+def test_a_prompt_stays_on_the_device_when_sequences_start_from_it(
+    nano: Pair, elsewhere: MaxWhisper, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not so where somebody else reads or writes the cache, which passes through the host."""
+    monkeypatch.setattr(KVCache, "_stored", lambda *_: pytest.fail("entries of the cache were moved"))
+    prompt = "The old man and the boat. " * 20
+    expected, actual = transcripts([nano.torch, elsewhere], {**options, "initial_prompt": prompt})
+    assert_same_result(actual, expected)
 
 
 def test_entries_of_the_cache_are_read_and_written_as_upstreams(nano: Pair, elsewhere: MaxWhisper) -> None:

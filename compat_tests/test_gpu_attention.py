@@ -113,20 +113,21 @@ def test_attention_of_many_queries_with_scores_of_any_size(kernels: Kernels, sig
 
 @pytest.mark.parametrize("n_before", [0, 7])
 @pytest.mark.parametrize("n_tokens", [1, 9])
-def test_causal_attention(kernels: Kernels, n_before: int, n_tokens: int) -> None:
+@pytest.mark.parametrize("n_copies", [1, 3])
+def test_causal_attention(kernels: Kernels, n_before: int, n_tokens: int, n_copies: int) -> None:
     batch, n_state = 2, 128
     qkv = 3 * torch.randn(batch, n_tokens, 3 * n_state)
     q, key, value = qkv.split(n_state, dim=2)
-    keys, values = torch.randn(2, n_before + n_tokens, batch, n_state)
-    expected_keys = torch.cat([keys[:n_before], key.transpose(0, 1)])
-    expected_values = torch.cat([values[:n_before], value.transpose(0, 1)])
+    keys, values = torch.randn(2, n_before + n_tokens, batch, n_copies, n_state)
+    expected_keys, expected_values = keys.clone(), values.clone()
+    expected_keys[n_before:, :, 0], expected_values[n_before:, :, 0] = key.transpose(0, 1), value.transpose(0, 1)
 
-    sizes = n_before, batch, n_tokens, n_state
+    sizes = n_before, batch, n_copies, n_tokens, n_state
     kernels.run("store", (n_tokens, batch), 256, [keys, values], [qkv], *sizes)
     assert_equal(keys, expected_keys)
     assert_equal(values, expected_values)
     y = unset(batch, n_tokens, n_state)
     kernels.run("causal", (n_tokens, batch, 2), 256, [y], [qkv, keys, values], *sizes)
     for token in range(n_tokens):
-        seen = [split_heads(cache[: n_before + token + 1].transpose(0, 1), 64) for cache in (keys, values)]
+        seen = [split_heads(cache[: n_before + token + 1, :, 0].transpose(0, 1), 64) for cache in (keys, values)]
         assert_close(y[:, token], merge_heads(attend(split_heads(q[:, token : token + 1], 64), *seen))[:, 0])

@@ -78,7 +78,7 @@ def _add_attentions(module: Module, library: KernelLibrary, head_dim: int) -> No
     with Graph(f"scores {head_dim}", input_types=[queries, heads], module=module, kernel_library=library) as graph:
         graph.output(kernels.scores(*(value.tensor for value in graph.inputs)))
     qkv = float32("batch", "n_tokens", 3 * N_HEAD * head_dim)
-    cache = BufferType(DType.float32, ["n_filled", "n_audio", "n_group", N_HEAD * head_dim], CPU)
+    cache = BufferType(DType.float32, ["n_filled", "n_audio", "n_group", "n_copies", N_HEAD * head_dim], CPU)
     with Graph(f"causal {head_dim}", input_types=[qkv, cache, cache], module=module, kernel_library=library) as graph:
         qkv_, keys, values = graph.inputs
         graph.output(kernels.causal_attention(qkv_.tensor, keys.buffer, values.buffer, head_dim))
@@ -170,21 +170,22 @@ def test_rising_scores(graphs: dict[str, Model]) -> None:
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("offset", [0, 1, 100, 200])
 @pytest.mark.parametrize("n_tokens", [1, 2, 16, 47, 48, 49, 224])
-@pytest.mark.parametrize(("n_audio", "n_group"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("n_audio", "n_group", "n_copies"), [(1, 1, 1), (2, 2, 1), (1, 1, 5), (2, 2, 3)])
 def test_causal_attention(
-    graphs: dict[str, Model], head_dim: int, offset: int, n_tokens: int, n_audio: int, n_group: int
+    graphs: dict[str, Model], head_dim: int, offset: int, n_tokens: int, n_audio: int, n_group: int, n_copies: int
 ) -> None:
     batch, n_state, n_filled = n_audio * n_group, N_HEAD * head_dim, offset + n_tokens
     qkv = 2 * torch.randn(batch, n_tokens, 3 * n_state)
-    keys, values = torch.randn(2, n_filled, n_audio, n_group, n_state)
-    before = keys[:offset].clone(), values[:offset].clone()
+    keys, values = torch.randn(2, n_filled, n_audio, n_group, n_copies, n_state)
+    before = keys.clone(), values.clone()
     actual = run(graphs[f"causal {head_dim}"], qkv, keys, values)
 
     q, k, v = qkv.split(n_state, dim=2)
     for cache, earlier, latest in ((keys, before[0], k), (values, before[1], v)):
-        assert torch.equal(cache[offset:].reshape(n_tokens, batch, n_state), latest.transpose(0, 1))
-        assert torch.equal(cache[:offset], earlier), "earlier tokens were written to"
-    by_head = [x.reshape(n_filled, batch, N_HEAD, head_dim).permute(1, 2, 0, 3) for x in (keys, values)]
+        assert torch.equal(cache[offset:, ..., 0, :].reshape(n_tokens, batch, n_state), latest.transpose(0, 1))
+        assert torch.equal(cache[:offset], earlier[:offset]), "earlier tokens were written to"
+        assert torch.equal(cache[..., 1:, :], earlier[..., 1:, :]), "rows of later sequences were written to"
+    by_head = [x[..., 0, :].reshape(n_filled, batch, N_HEAD, head_dim).permute(1, 2, 0, 3) for x in (keys, values)]
     mask = torch.ones(n_tokens, n_filled, dtype=torch.bool).tril(offset)
     expected = attend(q.view(batch, n_tokens, N_HEAD, head_dim).transpose(1, 2), *by_head, mask)
     assert_close(actual, expected.transpose(1, 2).reshape(batch, n_tokens, n_state))

@@ -160,19 +160,21 @@ class Engine:
         ----------
         tokens : Tensor, shape = (n_audio, n_group, n_tokens), int64
         rows : positions among the tokens whose logits are wanted
-        self_kv : 2 * n_text_layer buffers (n_filled, n_audio * n_group, n_text_state)
-            key 0, value 0, key 1, …: the front of the cache, n_filled = tokens before + n_tokens long
+        self_kv : 2 * n_text_layer buffers (n_filled, n_audio * n_group * n_copies, n_text_state)
+            key 0, value 0, key 1, …: the front of the cache, n_filled = tokens before + n_tokens long; of the rows of a
+            sequence the first is its own
         cross_kv : what `cross_kv` returned for the n_audio windows
         """
         n_audio, n_group, n_tokens = tokens.shape
-        n_filled, _, n_state = self_kv[0].shape
+        n_filled, n_rows, n_state = self_kv[0].shape
+        cache_shape = n_filled, n_audio, n_group, n_rows // (n_audio * n_group), n_state
         offset = n_filled - n_tokens
         inputs = [
             self.device.put(tokens),
             np.array(offset, dtype=np.int64),
             self.device.put(self._mask[offset:n_filled, :n_filled]),
             self.device.put(torch.tensor(rows)),
-            *(x.view(x.dtype, (n_filled, n_audio, n_group, n_state)) for x in self_kv),
+            *(x.view(x.dtype, cache_shape) for x in self_kv),
             *cross_kv,
         ]
         outputs = self._run(self._decoder, *inputs)

@@ -27,8 +27,9 @@ def build_decoder(
     tokens (n_audio, n_group, n_tokens) int64; offset () int64 on the host, the position of the first token;
     mask (n_tokens, n_filled), 0 or -inf, n_filled being offset + n_tokens; rows (n_rows) int64, the positions
     among the tokens whose logits are wanted; 2 * n_text_layer self-attention buffers (n_filled, n_audio, n_group,
-    n_text_state), key 0, value 0, …: the filled front of the preallocated cache, whose last n_tokens entries
-    this run writes; 2 * n_text_layer cross-attention tensors as the graph ``cross_kv`` returns them.
+    n_copies, n_text_state), key 0, value 0, …: the filled front of the preallocated cache, whose last n_tokens entries
+    this run writes, to the first of n_copies rows, the others being for sequences that start from it later;
+    2 * n_text_layer cross-attention tensors as the graph ``cross_kv`` returns them.
 
     Outputs
     -------
@@ -37,7 +38,7 @@ def build_decoder(
     """
     n_state, n_head, n_layer = dims.n_text_state, dims.n_text_head, dims.n_text_layer
     head_dim = n_state // n_head
-    cache_type = BufferType(types.cache, ["n_filled", "n_audio", "n_group", n_state], device)
+    cache_type = BufferType(types.cache, ["n_filled", "n_audio", "n_group", "n_copies", n_state], device)
     cross_type = TensorType(types.cache, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
     input_types = [
         TensorType(DType.int64, ["n_audio", "n_group", "n_tokens"], device),

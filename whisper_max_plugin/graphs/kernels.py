@@ -227,10 +227,10 @@ def log_mel(
 def causal_attention(qkv: TensorValue, keys: BufferValue, values: BufferValue, head_dim: int) -> TensorValue:
     """Write tokens' keys and values to the end of a cache, and attend with each to all that does not come after it.
 
-    qkv (batch, n_tokens, 3 * n_state); keys and values (n_filled, n_audio, n_group, n_state). Returns (batch, n_tokens,
-    n_state).
+    qkv (batch, n_tokens, 3 * n_state); keys and values (n_filled, n_audio, n_group, n_copies, n_state), see
+    `decoder.build_decoder`. Returns (batch, n_tokens, n_state).
     """
-    out = TensorType(qkv.dtype, [*qkv.shape[:2], keys.shape[3]], qkv.device)
+    out = TensorType(qkv.dtype, [*qkv.shape[:2], keys.shape[4]], qkv.device)
     operands = [qkv, keys, values]
     parameters = {"head_dim": head_dim}
     return ops.inplace_custom("whisper_causal_attention", qkv.device, operands, [out], parameters=parameters)[0].tensor

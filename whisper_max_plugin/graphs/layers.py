@@ -121,17 +121,20 @@ class Layers:
         """Mirror the decoder's self-attention up to its ``out``, with a cache.
 
         The keys and values of x (batch, n_tokens, n_state) are written to the end of the caches (n_filled, n_audio,
-        n_group, n_state), from `offset` on; mask (n_tokens, n_filled) hides the later tokens from the earlier.
+        n_group, n_copies, n_state), from `offset` on; mask (n_tokens, n_filled) hides the later tokens from the
+        earlier.
         """
-        n_filled, n_audio, n_group, n_state = keys.shape
+        n_filled, n_audio, n_group, _, n_state = keys.shape
         batch, n_tokens, _ = x.shape
         new = (slice(offset, offset + host_scalar(n_tokens)), n_tokens)
+        of_each = [slice(None), slice(None), (slice(0, 1), 1), slice(None)]
         filled = []
         for part, cache in (("key", keys), ("value", values)):
             latest = self.linear(x, f"{name}.{part}", int(n_state), int(n_state), bias=part != "key")
-            latest = ops.permute(ops.reshape(latest, [n_audio, n_group, n_tokens, n_state]), [2, 0, 1, 3])
-            ops.buffer_store_slice(cache, latest, [new, slice(None), slice(None), slice(None)])
-            heads = ops.reshape(ops.buffer_load(cache), [n_filled, batch, n_head, int(n_state) // n_head])
+            latest = ops.permute(ops.reshape(latest, [n_audio, n_group, 1, n_tokens, n_state]), [3, 0, 1, 2, 4])
+            ops.buffer_store_slice(cache, latest, [new, *of_each])
+            all_filled = ops.slice_tensor(ops.buffer_load(cache), [slice(None), *of_each])
+            heads = ops.reshape(all_filled, [n_filled, batch, n_head, int(n_state) // n_head])
             filled.append(ops.permute(heads, [1, 2, 0, 3]))
         q = split_heads(self.linear(x, f"{name}.query", int(n_state), int(n_state)), n_head)
         return merge_heads(attention(q, filled[0], filled[1], mask))

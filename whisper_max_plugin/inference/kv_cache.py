@@ -31,9 +31,19 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     To reorder beams, no keys or values are moved: a table says which row holds a sequence's entry at each position.
     The graph ``step`` follows it; for everybody else the rows are put in order first.
+
+    Parameters
+    ----------
+    decoder : MaxTextDecoder
+    entries : Mapping[nn.Module, Tensor] | None
+        what it holds from the start
+    n_copies : int
+        how many sequences will start from each of those in the first passes, by `rearrange`: they have rows already
     """
 
-    def __init__(self, decoder: MaxTextDecoder, entries: Mapping[nn.Module, Tensor] | None = None) -> None:
+    def __init__(
+        self, decoder: MaxTextDecoder, entries: Mapping[nn.Module, Tensor] | None = None, n_copies: int = 1
+    ) -> None:
         self._self_modules = [m for block in decoder.blocks for m in (block.attn.key, block.attn.value)]
         self._cross_modules = [m for block in decoder.blocks for m in (block.cross_attn.key, block.cross_attn.value)]
         self._n_text_ctx = decoder.positional_embedding.shape[0]
@@ -41,6 +51,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._n_vocab = decoder.token_embedding.num_embeddings
         self._runtime = decoder.runtime
         self._device = decoder.runtime.device
+        self._n_copies = n_copies
         self.clear()
         self.update(entries or {})
 
@@ -111,7 +122,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         return self._memory
 
     def extend(self, batch: int, n_tokens: int) -> list[Buffer]:
-        """Make room for `n_tokens` more and return every front, (n_filled, batch, n_state), key 0, value 0, ….
+        """Make room for `n_tokens` more and return every front, (n_filled, n_rows, n_state), key 0, value 0, ….
 
         Raises
         ------
@@ -119,7 +130,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             if the batch is not that of the cache
         """
         self._put_in_order()
-        n_filled = self.grow(batch, n_tokens)
+        n_filled = self.grow(batch * self._n_copies, n_tokens)
         return [self._storage[module][:n_filled, :, :] for module in self._self_modules]
 
     def next_step(self, tokens: Sequence[int], search: SearchInputs | None = None) -> StepInputs:
@@ -152,7 +163,8 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def rearrange(self, source_indices: list[int]) -> None:
         """Let sequence i continue what was sequence ``source_indices[i]``, as beam search asks after a step."""
         n_filled, batch, held = self.n_filled, len(source_indices), self._batch
-        self._in_order = False
+        source_indices = [index * self._n_copies for index in source_indices]
+        self._in_order, self._n_copies = False, 1
         if batch == held:
             self.holders[:, :n_filled] = self.holders[source_indices, :n_filled]
             return
@@ -228,6 +240,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
         self._put_in_order()
         self._search = self._memory = self._holders = None
+        self._n_copies = 1  # rows are those that are given
         self.engine = self.engine or self._runtime.engine(x.dtype)
         x = x.detach().to("cpu", torch_type(self.engine.types.cache))
         if module in self._self_modules:

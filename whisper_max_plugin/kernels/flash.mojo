@@ -269,7 +269,8 @@ struct CausalAttention[head_dim: Int]:
     """Write the tokens' keys and values at the end of the cache, and attend to all of it that comes before each.
 
     y (batch, n_tokens, n_state); qkv (batch, n_tokens, 3 * n_state); keys and values (n_filled, n_audio, n_group,
-    n_state), batch being n_audio * n_group, of which this fills the last n_tokens.
+    n_copies, n_state), batch being n_audio * n_group, of which this fills the last n_tokens. A sequence's entries are
+    in the first of its n_copies rows; the others are for those that are to start from it.
     """
 
     @staticmethod
@@ -278,11 +279,12 @@ struct CausalAttention[head_dim: Int]:
     ](
         y: OutputTensor[dtype=type, rank=3, ...],
         qkv: InputTensor[dtype=type, rank=3, ...],
-        keys: MutableInputTensor[dtype=of_kv, rank=4, ...],
-        values: MutableInputTensor[dtype=of_kv, rank=4, ...],
+        keys: MutableInputTensor[dtype=of_kv, rank=5, ...],
+        values: MutableInputTensor[dtype=of_kv, rank=5, ...],
         ctx: DeviceContext,
     ) raises:
         var n_filled = keys.dim_size(0)
+        var n_copies = keys.dim_size(3)
         var batch = y.dim_size(0)
         var n_tokens = y.dim_size(1)
         var n_state = y.dim_size(2)
@@ -293,27 +295,28 @@ struct CausalAttention[head_dim: Int]:
         var vp = values.unsafe_ptr()
 
         comptime if target != "cpu":
-            causal_attention_on_gpu[Self.head_dim](yp, xp, kp, vp, n_filled, batch, n_tokens, n_state, ctx)
+            causal_attention_on_gpu[Self.head_dim](yp, xp, kp, vp, n_filled, batch, n_copies, n_tokens, n_state, ctx)
             return
 
         def work(task: Int) raises {imm}:
             var b = task // n_head
             var of_head = task % n_head * Self.head_dim
+            var row = b * n_copies
             var source = xp.unsafe_offset(b * n_tokens * 3 * n_state + of_head)
             for t in range(n_tokens):
                 var new = source.unsafe_offset(t * 3 * n_state)
-                var to = ((n_filled - n_tokens + t) * batch + b) * n_state + of_head
+                var to = ((n_filled - n_tokens + t) * batch * n_copies + row) * n_state + of_head
                 for i in range(0, Self.head_dim, WIDTH):
                     kp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](n_state + i).cast[of_kv]())
                     vp.unsafe_store(to + i, new.unsafe_load[width=WIDTH](2 * n_state + i).cast[of_kv]())
             attend_many[Self.head_dim](
                 results(yp.unsafe_offset(b * n_tokens * n_state + of_head)),
                 numbers(source),
-                numbers(kp.unsafe_offset(b * n_state + of_head)),
-                numbers(vp.unsafe_offset(b * n_state + of_head)),
+                numbers(kp.unsafe_offset(row * n_state + of_head)),
+                numbers(vp.unsafe_offset(row * n_state + of_head)),
                 n_state,
                 3 * n_state,
-                batch * n_state,
+                batch * n_copies * n_state,
                 0,
                 n_tokens,
                 n_tokens,

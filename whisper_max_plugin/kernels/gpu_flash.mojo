@@ -141,6 +141,7 @@ def store_block[
     values: Pointer[mut=True, Scalar[of_kv], ...],
     n_before: Int,
     batch: Int,
+    n_copies: Int,
     n_tokens: Int,
     n_state: Int,
 ):
@@ -148,7 +149,7 @@ def store_block[
     var token = Int(block_idx.x)
     var b = Int(block_idx.y)
     var source = (b * n_tokens + token) * 3 * n_state
-    var target = ((n_before + token) * batch + b) * n_state
+    var target = ((n_before + token) * batch + b) * n_copies * n_state
     for i in range(Int(thread_idx.x), n_state, THREADS):
         keys[unsafe_offset = target + i] = qkv[unsafe_offset = source + n_state + i].cast[of_kv]()
         values[unsafe_offset = target + i] = qkv[unsafe_offset = source + 2 * n_state + i].cast[of_kv]()
@@ -164,6 +165,7 @@ def causal_block[
     values: Pointer[mut=False, Scalar[of_kv], ...],
     n_before: Int,
     batch: Int,
+    n_copies: Int,
     n_tokens: Int,
     n_state: Int,
 ):
@@ -174,12 +176,12 @@ def causal_block[
     attend_block[1, head_dim, False, False](
         y.unsafe_offset((b * n_tokens + token) * n_state + head),
         qkv.unsafe_offset((b * n_tokens + token) * 3 * n_state + head),
-        keys.unsafe_offset(b * n_state + head),
-        values.unsafe_offset(b * n_state + head),
+        keys.unsafe_offset(b * n_copies * n_state + head),
+        values.unsafe_offset(b * n_copies * n_state + head),
         qkv,  # no holders
         1,
         n_state,
-        batch * n_state,
+        batch * n_copies * n_state,
         0,
         0,
         n_before + token + 1,
@@ -196,6 +198,7 @@ def causal_attention_on_gpu[
     values: Pointer[mut=True, Scalar[of_kv], ...],
     n_filled: Int,
     batch: Int,
+    n_copies: Int,
     n_tokens: Int,
     n_state: Int,
     ctx: DeviceContext,
@@ -203,14 +206,17 @@ def causal_attention_on_gpu[
     """Launch `store_block`, and then `causal_block`."""
     var n_before = Int32(n_filled - n_tokens)
     var batch_ = Int32(batch)
+    var n_copies_ = Int32(n_copies)
     var n_tokens_ = Int32(n_tokens)
     var n_state_ = Int32(n_state)
 
     def store() {var}:
-        store_block(qkv, keys, values, Int(n_before), Int(batch_), Int(n_tokens_), Int(n_state_))
+        store_block(qkv, keys, values, Int(n_before), Int(batch_), Int(n_copies_), Int(n_tokens_), Int(n_state_))
 
     def attend() {var}:
-        causal_block[head_dim](y, qkv, keys, values, Int(n_before), Int(batch_), Int(n_tokens_), Int(n_state_))
+        causal_block[head_dim](
+            y, qkv, keys, values, Int(n_before), Int(batch_), Int(n_copies_), Int(n_tokens_), Int(n_state_)
+        )
 
     ctx.enqueue_function(store, grid_dim=(n_tokens, batch), block_dim=THREADS)
     ctx.enqueue_function(attend, grid_dim=(n_tokens, batch, n_state // head_dim), block_dim=THREADS)
