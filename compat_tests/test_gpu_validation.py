@@ -58,7 +58,8 @@ def test_correctness_alone(tmp_path: Path) -> None:
     assert all(step["seconds"] > 0 for step in steps.values())
     assert steps["facts"]["found"]["compiled"] == "nano in float32"
     (parity,) = steps["parity nano float32"]["found"]["parity"]["models"]
-    assert {row["name"] for row in parity["rows"]} == {"encoder", "prefill", "steps", "beams", "ranking", "alignment"}
+    names = {"mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment"}
+    assert {row["name"] for row in parity["rows"]} == names
     transcripts = steps["transcripts float32"]["found"]["transcripts"]
     assert {row["options"] for row in transcripts} >= {"greedy", "beam 5", "prompt", "word timestamps"}
     assert all(row["equal_tokens"] == row["tokens"] > 50 for row in transcripts)
