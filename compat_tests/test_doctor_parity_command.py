@@ -75,7 +75,10 @@ def test_the_report_of_a_sound_model(nano: Pair, capsys: pytest.CaptureFixture[s
         ["ok", name] for name in ("mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment")
     ]
     column = header.index("MAX REL. ERROR")
-    assert all(row[column - 1] == " " and 0 <= float(row[column:].split()[0]) < 1e-4 for row in rows)
+    errors = {row.split()[1]: float(row[column:].split()[0]) for row in rows if row[column - 1] == " "}
+    assert len(errors) == len(rows)
+    assert all(0 < error < 1e-4 for name, error in errors.items() if name != "ranking")
+    assert 0 <= errors["ranking"] < 1e-4  # without AVX512 kernel and torch round alike
     assert [row.split("  ")[-1] for row in rows] == ["-", "-", "-", "20/20 equal", "-", "-", "-"]
     assert verdict.startswith(f"pass: {NANO} (float32 on cpu, 56 graph runs, 0 fallbacks, whisper-max-plugin ")
     for name, value in parity.machine().items():

@@ -62,7 +62,7 @@ def test_text_is_printed_while_it_is_spoken(pcm: bytes, sentences: list[str]) ->
     words, seconds, median, longest = SUMMARY.fullmatch(errors.decode().strip()).groups()
     assert int(words) == len(" ".join(sentences).split())
     assert float(seconds) == SECONDS
-    assert 0 < float(median) <= float(longest)
+    assert 0 < float(median) <= float(longest) < SECONDS
 
 
 def test_interrupted_it_prints_what_was_said_and_ends(pcm: bytes, sentences: list[str]) -> None:

@@ -13,8 +13,8 @@ from .kernels import log_mel
 def build_log_mel(module: Module, dims: ModelDimensions, library: KernelLibrary) -> None:
     """Add the graph ``log_mel`` to `module`, which mirrors upstream's ``log_mel_spectrogram``.
 
-    It is the host's, since upstream's `transcribe()` cuts the windows out of its result there: the way of the samples
-    to a GPU and of the mels back would take longer than the transforms do.
+    It is the host's, since upstream's `transcribe()` cuts the windows out of its result there: samples would have to go
+    to a GPU, and mels to come back.
 
     Inputs
     ------

@@ -68,7 +68,6 @@ class MaxInference(Inference):
         self.sot_index = sot_index
         self.n_group = n_group
         self.kv_cache: KVCache | None = None
-        self._n_equal = 1  # sequences that the first pass computes as one
         self._can_step = False  # without what surrounds the graph; looked up after the first pass
 
     def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
@@ -79,14 +78,14 @@ class MaxInference(Inference):
         if self.kv_cache is None:
             # hooks see every sequence; and groups of several windows are an error, which is upstream's to raise
             alone = self.model.decoder.is_observed() or audio_features.shape[0] > 1
-            self._n_equal = 1 if alone else self.n_group
-            self.kv_cache = KVCache(self.model.decoder, n_copies=self._n_equal)
+            self.kv_cache = KVCache(self.model.decoder, n_copies=1 if alone else self.n_group)
         if tokens.shape[-1] > self.initial_token_length:
             logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
             return logits
         rows = sorted({self.sot_index, tokens.shape[-1] - 1})
-        logits = self.model.decoder(tokens[:: self._n_equal], audio_features, kv_cache=self.kv_cache, rows=rows)
-        if self._n_equal > 1:  # the group has been computed once; from here on its sequences differ
+        together = self.kv_cache.n_copies
+        logits = self.model.decoder(tokens[::together], audio_features, kv_cache=self.kv_cache, rows=rows)
+        if together > 1:  # the group has been computed once; from here on its sequences differ
             self.kv_cache.rearrange([sequence // self.n_group for sequence in range(tokens.shape[0])])
             logits = logits.repeat_interleave(self.n_group, dim=0)
         self._can_step = self.model.decoder.can_step(self.kv_cache)

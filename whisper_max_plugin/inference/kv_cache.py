@@ -38,7 +38,8 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     entries : Mapping[nn.Module, Tensor] | None
         what it holds from the start
     n_copies : int
-        how many sequences will start from each of those in the first passes, by `rearrange`: they have rows already
+        how many sequences will start from each of those in the first passes, by `rearrange`: they have rows already.
+        An attribute as well, 1 from then on.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._n_vocab = decoder.token_embedding.num_embeddings
         self._runtime = decoder.runtime
         self._device = decoder.runtime.device
-        self._n_copies = n_copies
+        self.n_copies = n_copies
         self.clear()
         self.update(entries or {})
 
@@ -130,7 +131,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
             if the batch is not that of the cache
         """
         self._put_in_order()
-        n_filled = self.grow(batch * self._n_copies, n_tokens)
+        n_filled = self.grow(batch * self.n_copies, n_tokens)
         return [self._storage[module][:n_filled, :, :] for module in self._self_modules]
 
     def next_step(self, tokens: Sequence[int], search: SearchInputs | None = None) -> StepInputs:
@@ -163,8 +164,8 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def rearrange(self, source_indices: list[int]) -> None:
         """Let sequence i continue what was sequence ``source_indices[i]``, as beam search asks after a step."""
         n_filled, batch, held = self.n_filled, len(source_indices), self._batch
-        source_indices = [index * self._n_copies for index in source_indices]
-        self._in_order, self._n_copies = False, 1
+        source_indices = [index * self.n_copies for index in source_indices]
+        self._in_order, self.n_copies = False, 1
         if batch == held:
             self.holders[:, :n_filled] = self.holders[source_indices, :n_filled]
             return
@@ -240,7 +241,7 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     def __setitem__(self, module: nn.Module, x: Tensor) -> None:
         self._put_in_order()
         self._search = self._memory = self._holders = None
-        self._n_copies = 1  # rows are those that are given
+        self.n_copies = 1  # rows are those that are given
         self.engine = self.engine or self._runtime.engine(x.dtype)
         x = x.detach().to("cpu", torch_type(self.engine.types.cache))
         if module in self._self_modules:
