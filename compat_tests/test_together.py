@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile  # type: ignore[import-untyped]
+import whisper.utils
 from whisper.audio import SAMPLE_RATE
+
+import whisper_max_plugin
+from whisper_max_plugin.cli import transcribe
 
 from .activation_fixtures import switched_off
 from .command_fixtures import Command, command
@@ -106,6 +111,29 @@ def test_a_file_that_is_named_twice(greedy: Command, files: list[Path]) -> None:
 def test_with_vad(greedy: Command, files: list[Path]) -> None:
     skip_unless_upstream_knows({"clip_timestamps": "0"})
     assert greedy(*files[:3], "--vad", "--batch_size", "3") == greedy(*files[:3], "--vad")
+
+
+def test_the_next_command_of_the_process_knows_nothing_of_it(greedy: Command, files: list[Path]) -> None:
+    expected = greedy(files[1])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(whisper_max_plugin, "uninstall", lambda: None)  # as in a program that stays
+        greedy(files[0], "--batch_size", "2")
+    assert greedy(files[1]) == expected
+
+
+@pytest.mark.usefixtures("greedy")  # restores what a command changes in this process
+def test_an_interrupted_command_leaves_stdout_and_no_thread(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whisper.utils.WriteTXT, "write_result", interrupted)
+    stdout, n_threads = sys.stdout, threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as error:
+        transcribe([*map(str, files), "--model", str(NANO), "--batch_size", "2", "--output_dir", str(tmp_path)])
+    assert error.traceback  # it holds the frames that the interrupt went through
+    assert (sys.stdout, threading.active_count()) == (stdout, n_threads)
 
 
 @pytest.mark.parametrize(("size", "status"), [("0", 2), ("-3", 2), ("many", 2)])

@@ -102,7 +102,7 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: Any) -> argparse.
     from whisper_max_plugin import backends, upstream, whisper_command
     from whisper_max_plugin.errors import WhisperMaxError
 
-    global command_line_backend
+    global command_line_backend, command_line_precision
     known = ", ".join(backend.name for backend in backends.all_backends())
     parser.add_argument(
         "--backend",
@@ -115,7 +115,7 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: Any) -> argparse.
         # upstream's default is what torch sees; None is what `load_model` takes for the backend's own choice
         namespace = argparse.Namespace(device=None)
     arguments = parser.parse_args(None, namespace)
-    command_line_backend = vars(arguments).pop("backend", None)
+    command_line_backend, command_line_precision = vars(arguments).pop("backend", None), None
     options = whisper_command.take_options(arguments)
     try:
         backend = backends.get_usable(upstream.current_backend())

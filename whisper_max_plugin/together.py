@@ -7,7 +7,7 @@ import io
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from whisper_max_plugin.errors import OptionError
@@ -48,15 +48,19 @@ class Together:
         self._paths = paths
         self._batch_size = min(batch_size, len(paths))
         self._waiting: list[Transcription] = []  # finished before the first file of the list
-        self._others: Iterator[Transcription] = iter(())
+        self._others: Generator[Transcription, None, None] | None = None
         self._current: Transcription | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Yield the first path, and then, when it was called for, the others."""
-        yield self._paths[0]
-        for finished in itertools.chain(self._waiting, self._others):
-            self._current = finished
-            yield self._paths[finished.index]
+        try:
+            yield self._paths[0]
+            for finished in itertools.chain(self._waiting, self._others or ()):
+                self._current = finished
+                yield self._paths[finished.index]
+        finally:
+            if self._others is not None:
+                self._others.close()  # also where the command is interrupted: stdout is what it was, at once
 
     def __call__(self, model: Whisper, audio: str, **options: Any) -> dict[str, Any]:
         """Return the result of the path that was yielded last."""
@@ -73,7 +77,7 @@ class Together:
         assert self._current.result is not None, "no error and no result"
         return self._current.result
 
-    def _start(self, model: Whisper, options: dict[str, Any]) -> Iterator[Transcription]:
+    def _start(self, model: Whisper, options: dict[str, Any]) -> Generator[Transcription, None, None]:
         from whisper_max_plugin.many import transcribe_many
 
         with contextlib.closing(_Bar(len(self._paths))) as bar, _captured() as captured:

@@ -100,7 +100,7 @@ def deactivate() -> None:
     _activation.active = False
     _activation.installed = _activation.precision = None
     startup.forget("whisper", _patch_whisper)
-    _restore_transcribe_of_the_command()
+    restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
         patches.restore(module_name, attribute)
 
@@ -296,7 +296,7 @@ _of_the_command: dict[str, Callable[..., Any]] = {}  # upstream's `transcribe` b
 def replace_transcribe_of_the_command(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Let upstream's `cli()` call `wrap(transcribe)` for each file, where it calls `transcribe`.
 
-    Callers of `whisper.transcribe`, the function, get upstream's; `deactivate` undoes it.
+    Callers of `whisper.transcribe`, the function, get upstream's.
     """
     upstreams: Any = sys.modules["whisper.transcribe"]
     modules = {"whisper.transcribe": upstreams}
@@ -309,7 +309,8 @@ def replace_transcribe_of_the_command(wrap: Callable[[Callable[..., Any]], Calla
         module.transcribe = wrapped
 
 
-def _restore_transcribe_of_the_command() -> None:
+def restore_transcribe_of_the_command() -> None:
+    """Undo `replace_transcribe_of_the_command`."""
     for name, original in _of_the_command.items():
         vars(sys.modules[name])["transcribe"] = original
     _of_the_command.clear()

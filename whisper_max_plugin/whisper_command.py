@@ -125,6 +125,7 @@ def apply_options(given: Sequence[tuple[Option, Any]], backend: str, arguments: 
     CommandLineError
         when the options are not for this backend
     """
+    upstream.restore_transcribe_of_the_command()  # an earlier command of this process may have had options
     if not given:
         return
     if backend != BACKEND:
