@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class WhisperMaxError(Exception):
     """Base of the package's errors; commands print its message without a traceback."""
@@ -21,6 +23,11 @@ class UnsupportedWhisperError(WhisperMaxError, RuntimeError):
 
 class UnknownModelError(WhisperMaxError, ValueError):
     """A name is neither an official model's nor a file's."""
+
+    @classmethod
+    def of(cls, name: str, official: Iterable[str], place: str = "") -> UnknownModelError:
+        """Say what would be known, in this `place` if it matters."""
+        return cls(f"no model {name!r}{place}: give the path of a checkpoint, or one of {', '.join(official)}")
 
 
 class CommandLineError(WhisperMaxError, ValueError):

@@ -175,9 +175,7 @@ def warmup(name: str, device: str | torch.device | None = None, precision: str |
         found = checkpoint.read(name)
         dims, state = found.dims, dict(found.state)
     else:
-        raise UnknownModelError(
-            f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
-        )
+        raise UnknownModelError.of(name, OFFICIAL_DIMS)
     check_precision(chosen, dims, graphs_device)
     types = types_for(state, chosen, graphs_device)
     cached = artifacts.is_cached(dims, str(types), graphs_device.kind)

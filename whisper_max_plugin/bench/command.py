@@ -224,9 +224,7 @@ def _model(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, in
     if name in OFFICIAL_DIMS:
         return name, vars(OFFICIAL_DIMS[name])
     if not Path(name).is_file():
-        raise UnknownModelError(
-            f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(OFFICIAL_DIMS)}"
-        )
+        raise UnknownModelError.of(name, OFFICIAL_DIMS)
     return str(Path(name).absolute()), vars(checkpoint.read(name).dims)
 
 

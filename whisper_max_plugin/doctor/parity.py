@@ -72,9 +72,7 @@ def choose_models(names: Sequence[str]) -> list[str]:
     official = whisper.available_models()
     for name in names:
         if name not in official and not os.path.exists(name):
-            raise UnknownModelError(
-                f"no model {name!r}: give the path of a checkpoint, or one of {', '.join(official)}"
-            )
+            raise UnknownModelError.of(name, official)
     if names:
         return list(names)
     cache = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))

@@ -109,8 +109,7 @@ def _load(name: str, device: str | None) -> Whisper:
 
     whisper: Any = importlib.import_module("whisper")
     if name not in whisper.available_models() and not os.path.exists(name):
-        known = ", ".join(whisper.available_models())
-        raise UnknownModelError(f"no model {name!r}: give the path of a checkpoint, or one of {known}")
+        raise UnknownModelError.of(name, whisper.available_models())
     whisper_max_plugin.install()
     model: Whisper = whisper.load_model(name, device=device, backend="max")
     on_cpu = model.device.type == "cpu"

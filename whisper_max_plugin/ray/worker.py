@@ -159,10 +159,7 @@ class Transcriber:
         if self._sharing is not None:
             torch.set_num_threads(max(1, _n_processors() // self._sharing))  # MAX takes as many
         if self._name not in whisper.available_models() and not os.path.exists(self._name):
-            raise UnknownModelError(
-                f"no model {self._name!r} on {platform.node()}: give the path of a checkpoint that is there on all "
-                f"machines, or one of {', '.join(whisper.available_models())}"
-            )
+            raise UnknownModelError.of(self._name, whisper.available_models(), f" on {platform.node()}")
         whisper_max_plugin.install()
         device = self._device or ("cuda" if _has_gpu() else None)
         # Of the models on one machine the first downloads, and all write to the same file.
