@@ -26,13 +26,13 @@ comptime TARGET = get_gpu_target["sm_80"]()
 
 
 def linear[
-    type: DType, of_x: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, has_gelu: Bool
 ](y: Out[of_x], x: In[of_x], w: In[type], bias: In[F32], residual: In[F32], m: Int32, n: Int32, k: Int32):
-    linear_warp[rows, outputs, has_bias, has_residual, gelu](y, x, w, bias, residual, Int(m), Int(n), Int(k))
+    linear_warp[rows, outputs, has_bias, has_residual, has_gelu](y, x, w, bias, residual, Int(m), Int(n), Int(k))
 
 
 def gemm[
-    type: DType, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
 ](
     y: Out[F32],
     x: In[F32],
@@ -48,11 +48,11 @@ def gemm[
     head_dim: Int32,
 ):
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
-    gemm_block[taps, side, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+    gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
 
 
 def tensor_gemm[
-    type: DType, out: DType, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, out: DType, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
 ](
     y: Out[out],
     x: In[type],
@@ -68,7 +68,7 @@ def tensor_gemm[
     head_dim: Int32,
 ):
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
-    tensor_gemm_block[taps, side, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+    tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
 
 
 def scores(y: Out[F32], q: In[F32], keys: In[F32], n_queries: Int32, n_keys: Int32, head_dim: Int32):

@@ -8,7 +8,7 @@ from std.math import exp, rsqrt
 from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
 from .memory import Places, Table
 from .sharing import share
-from .vectors import Floats, Numbers, Results, WIDTH, numbers, results, sum_each
+from .vectors import Floats, Numbers, Results, WIDTH, numbers, results, sum_each, unread
 
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
 
@@ -157,7 +157,7 @@ def cross_attention_part[
     var keys = places.cross_keys(memory, window).unsafe_offset(head * n_keys * head_dim)
     var values = places.cross_values(memory, window).unsafe_offset(head * n_keys * head_dim)
     var at = window * n_group * n_state + head * head_dim
-    var nowhere = Numbers[DType.int32](unsafe_from_address=Int(q))
+    var no_holders = unread[DType.int32](q)
     var row = 0
     while row < n_group:
         var rows = min(GROUP, n_group - row)
@@ -168,7 +168,7 @@ def cross_attention_part[
                     numbers(q.unsafe_offset(at + row * n_state)),
                     numbers(keys),
                     numbers(values),
-                    nowhere,
+                    no_holders,
                     n_state,
                     head_dim,
                     n_keys,

@@ -13,7 +13,7 @@ from .gemm import LANES, PANEL, TILE_ROWS, Scratch, lay_out, multiply, transpose
 from .gpu_flash import causal_attention_on_gpu, flash_on_gpu
 from .gpu_tensor_flash import tensor_flash_on_gpu
 from .sharing import share
-from .vectors import Float, Floats, Numbers, Results, WIDTH, numbers, results
+from .vectors import Float, Floats, Numbers, Results, WIDTH, numbers, results, unread
 
 comptime LOG2_E = 1.4426950408889634
 comptime KEYS = 96  # of a block
@@ -220,7 +220,7 @@ struct Attention[head_dim: Int]:
                 tensor_flash_on_gpu[Self.head_dim](yp, qp, ks, vs, n_audio, n_head, n_queries, n_keys, ctx)
             return
 
-        var nowhere = Numbers[DType.int32](unsafe_from_address=Int(qp))
+        var no_holders = unread[DType.int32](qp)
         var n_panels = ceildiv(n_queries, PANEL)
         var blocks = min(n_panels, ceildiv(16 * num_physical_cores(), n_audio * n_head))
         var block = ceildiv(n_panels, blocks) * PANEL  # queries of a task
@@ -240,7 +240,7 @@ struct Attention[head_dim: Int]:
                             numbers(qp.unsafe_offset(at)),
                             numbers(kp.unsafe_offset(of_head)),
                             numbers(vp.unsafe_offset(of_head)),
-                            nowhere,
+                            no_holders,
                             n_state,
                             Self.head_dim,
                             n_keys,

@@ -221,7 +221,7 @@ def gemm[
         var value = values
         if finish.has_bias:
             value += load[full](finish.bias.unsafe_offset(column), count)
-        if finish.gelu:
+        if finish.has_gelu:
             value = gelu(value)
         if finish.has_residual:
             value += load[full](finish.residual.unsafe_offset(of_residual + column), count)

@@ -6,12 +6,12 @@ Tensor cores would round float32 to 10 bits of mantissa, and tokens would no lon
 from max.gpu import barrier, block_idx, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
-from std.math import ceildiv, erf
+from std.math import ceildiv
 from std.memory import stack_allocation
 from std.sys import size_of
 
 from .gemm import Source
-from .vectors import Float
+from .vectors import Float, gelu
 
 comptime THREADS = 256  # 16 by 16, of which each has SIDE by SIDE sums
 comptime DEPTH = 16  # of a product at a time
@@ -34,7 +34,7 @@ def gemm_block[
     taps: Int,
     side: Int,
     has_bias: Bool,
-    gelu: Bool,
+    has_gelu: Bool,
     has_residual: Bool,
     heads: Bool,
 ](
@@ -117,8 +117,8 @@ def gemm_block[
                         var value = sums[(h * 4 + i) * groups + g][j]
                         comptime if has_bias:
                             value += bias[unsafe_offset=column]
-                        comptime if gelu:
-                            value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
+                        comptime if has_gelu:
+                            value = gelu[1](value)
                         comptime if has_residual:
                             value += residual[unsafe_offset = row % source.length_out * n + column]
                         var at = row * n + column
@@ -131,7 +131,7 @@ def gemm_block[
 
 @always_inline
 def gemm_on_gpu[
-    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[of_x], ...],
@@ -162,7 +162,7 @@ def gemm_on_gpu[
             var head_dim = Int32(source.head_dim)
 
             def kernel() {var}:
-                gemm_block[taps, side, has_bias, gelu, has_residual, heads](
+                gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](
                     y,
                     x,
                     w,

@@ -3,7 +3,9 @@
 from max.gpu import WARP_SIZE, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.primitives import warp
-from std.math import ceildiv, erf
+from std.math import ceildiv
+
+from .vectors import gelu
 
 comptime LOAD = 8  # weights that a lane reads at once: 16 bytes of float16
 comptime WARPS = 4  # in a block
@@ -11,7 +13,15 @@ comptime WARPS = 4  # in a block
 
 @always_inline
 def linear_warp[
-    type: DType, of_x: DType, out: DType, //, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType,
+    of_x: DType,
+    out: DType,
+    //,
+    rows: Int,
+    outputs: Int,
+    has_bias: Bool,
+    has_residual: Bool,
+    has_gelu: Bool,
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[Scalar[of_x], ...],
@@ -47,8 +57,8 @@ def linear_warp[
             if lane == 0 and r < m and first + o < n:
                 comptime if has_bias:
                     value += bias[unsafe_offset = first + o]
-                comptime if gelu:
-                    value = 0.5 * value * (1 + erf(value * 0.7071067811865476))
+                comptime if has_gelu:
+                    value = gelu[1](value)
                 comptime if has_residual:
                     value += residual[unsafe_offset = r * n + first + o]
                 y[unsafe_offset = r * n + first + o] = value.cast[out]()
@@ -56,7 +66,7 @@ def linear_warp[
 
 @always_inline
 def linear_on_gpu[
-    type: DType, of_x: DType, out: DType, //, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, has_bias: Bool, has_residual: Bool, has_gelu: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[Scalar[of_x], ...],
@@ -84,7 +94,7 @@ def linear_on_gpu[
                 var k_ = Int32(k)
 
                 def kernel() {var}:
-                    linear_warp[rows, outputs, has_bias, has_residual, gelu](
+                    linear_warp[rows, outputs, has_bias, has_residual, has_gelu](
                         y_, x_, w, bias, residual_, Int(m_), Int(n_), Int(k_)
                     )
 

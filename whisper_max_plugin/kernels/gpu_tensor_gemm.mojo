@@ -3,12 +3,12 @@
 from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
-from std.math import ceildiv, erf
+from std.math import ceildiv
 from std.sys import size_of
 
 from .gemm import Source
 from .gpu_tensor import CHUNK, Sums, Tile, add_product
-from .vectors import Float
+from .vectors import Float, gelu
 
 comptime THREADS = 128  # two by two warps, of which each has a quarter of a block's tile
 comptime DEPTH = 32  # of a product at a time
@@ -18,7 +18,7 @@ comptime ENOUGH = 100  # large tiles to keep a GPU busy
 
 @always_inline
 def tensor_gemm_block[
-    type: DType, out: DType, //, taps: Int, side: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, out: DType, //, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[type], ...],
@@ -106,8 +106,8 @@ def tensor_gemm_block[
         var t = row % source.length_out
         comptime if has_bias:
             values += bias.unsafe_load[width=width, alignment = 4 * width](column)
-        comptime if gelu:
-            values = 0.5 * values * (1 + erf(values * 0.7071067811865476))
+        comptime if has_gelu:
+            values = gelu(values)
         comptime if has_residual:
             values += residual.unsafe_load[width=width, alignment = 4 * width](t * n + column)
         var at = row * n + column
@@ -134,7 +134,7 @@ def tensor_gemm_block[
 
 @always_inline
 def tensor_gemm_on_gpu[
-    type: DType, out: DType, //, taps: Int, has_bias: Bool, gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[type], ...],
@@ -164,7 +164,7 @@ def tensor_gemm_on_gpu[
             var head_dim = Int32(source.head_dim)
 
             def kernel() {var}:
-                tensor_gemm_block[taps, side, has_bias, gelu, has_residual, heads](
+                tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](
                     y,
                     x,
                     w,

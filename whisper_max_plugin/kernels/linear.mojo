@@ -85,7 +85,7 @@ def linear_part[
             values *= scales.unsafe_load[width=outputs](output)
         if finish.has_bias:
             values += finish.bias.unsafe_load[width=outputs](output)
-        if finish.gelu:
+        if finish.has_gelu:
             values = gelu(values)
         if finish.has_residual:
             values += finish.residual.unsafe_load[width=outputs](row * n + output)
@@ -138,7 +138,7 @@ def linear[
 
 @always_inline
 def linear_for[
-    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, has_residual: Bool, gelu: Bool
+    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, has_residual: Bool, has_gelu: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[of_x], ...],
@@ -152,10 +152,10 @@ def linear_for[
 ) raises:
     """Do what `linear` does, on the graph's device."""
     comptime if target == "cpu":
-        var finish = Finish(numbers(bias), numbers(residual), has_bias, gelu, has_residual)
+        var finish = Finish(numbers(bias), numbers(residual), has_bias, has_gelu, has_residual)
         linear(results(y), numbers(x), numbers(w), numbers(bias), finish, m, n, k)
     else:
-        linear_on_gpu[has_bias, has_residual, gelu](y, x, w, bias, residual, m, n, k, ctx)
+        linear_on_gpu[has_bias, has_residual, has_gelu](y, x, w, bias, residual, m, n, k, ctx)
 
 
 @extensibility.register("whisper_linear")

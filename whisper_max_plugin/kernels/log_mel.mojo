@@ -55,6 +55,35 @@ def lay_out_frames(frames: Pointer[mut=True, Float, ...], samples: Numbers[], wi
             frames.unsafe_store((i + j) * WIDTH, rows[j] * window[unsafe_offset = i + j])
 
 
+def bounds_of(filters: Numbers[], n_mels: Int) -> List[Int]:
+    """Return the first bin of each filter, and the one behind its last: it is zero but for some bins in a row."""
+    var bounds = List[Int](capacity=2 * n_mels)
+    for m in range(n_mels):
+        var begin = 0
+        var end = N_BINS
+        while begin < end and filters[unsafe_offset = m * N_BINS + begin] == 0:
+            begin += 1
+        while begin < end and filters[unsafe_offset = m * N_BINS + end - 1] == 0:
+            end -= 1
+        bounds.append(begin)
+        bounds.append(end)
+    return bounds^
+
+
+def scale(mel: Results[], top: Float, n_mels: Int, n_frames: Int) raises:
+    """Clamp the logarithms in mel (n_mels, n_frames) to 8 below `top` at least, and scale them, as upstream does."""
+
+    def scale_row(m: Int) raises {imm}:
+        var row = mel.unsafe_offset(m * n_frames)
+        var vector_end = n_frames // WIDTH * WIDTH
+        for i in range(0, vector_end, WIDTH):
+            row.unsafe_store(i, (max(row.unsafe_load[width=WIDTH](i), Floats(top - 8)) + 4) / 4)
+        for i in range(vector_end, n_frames):
+            row[unsafe_offset=i] = (max(row[unsafe_offset=i], top - 8) + 4) / 4
+
+    share(scale_row, n_mels)
+
+
 def log_mel(
     mel: Results[],
     recording: Recording,
@@ -69,14 +98,7 @@ def log_mel(
     NaN is returned if a sample was not finite. filters (n_mels, N_BINS); twiddles as in `power_spectrum`.
     """
     comptime assert N_FFT % WIDTH == 0, "a frame is not a whole number of vectors"
-    # a filter is zero but for some bins in a row
-    var begins = List[Int](length=n_mels, fill=0)
-    var ends = List[Int](length=n_mels, fill=N_BINS)
-    for m in range(n_mels):
-        while begins[m] < ends[m] and filters[unsafe_offset = m * N_BINS + begins[m]] == 0:
-            begins[m] += 1
-        while begins[m] < ends[m] and filters[unsafe_offset = m * N_BINS + ends[m] - 1] == 0:
-            ends[m] -= 1
+    var bounds = bounds_of(filters, n_mels)
     var n_tasks = ceildiv(n_frames, FRAMES)
     var tops = List[Float](length=n_tasks, fill=log10(SMALLEST))
     var of_tasks = results(tops.unsafe_ptr())
@@ -99,7 +121,7 @@ def log_mel(
             for m in range(n_mels):
                 var sum = Floats(0)
                 if not silent:
-                    for k in range(begins[m], ends[m]):
+                    for k in range(bounds[2 * m], bounds[2 * m + 1]):
                         var weight = Floats(filters[unsafe_offset = m * N_BINS + k])
                         sum = power.unsafe_load[width=WIDTH](k * WIDTH).fma(weight, sum)
                 total += sum
@@ -121,15 +143,7 @@ def log_mel(
         top = max(top, tops[task])
         total += tops[task]
 
-    def scale(m: Int) raises {imm}:
-        var row = mel.unsafe_offset(m * n_frames)
-        var vector_end = n_frames // WIDTH * WIDTH
-        for i in range(0, vector_end, WIDTH):
-            row.unsafe_store(i, (max(row.unsafe_load[width=WIDTH](i), Floats(top - 8)) + 4) / 4)
-        for i in range(vector_end, n_frames):
-            row[unsafe_offset=i] = (max(row[unsafe_offset=i], top - 8) + 4) / 4
-
-    share(scale, n_mels)
+    scale(mel, top, n_mels, n_frames)
     return top + 0 * total
 
 

@@ -23,7 +23,7 @@ def gemm_for[
     target: StaticString,
     taps: Int,
     has_bias: Bool,
-    gelu: Bool,
+    has_gelu: Bool,
     has_residual: Bool,
     heads: Bool,
 ](
@@ -39,19 +39,19 @@ def gemm_for[
 ) raises:
     """Do what `gemm` does, on the graph's device."""
     comptime if target == "cpu":
-        var finish = Finish(numbers(bias), numbers(residual), has_bias, gelu, has_residual)
+        var finish = Finish(numbers(bias), numbers(residual), has_bias, has_gelu, has_residual)
         gemm(results(y), numbers(x), numbers(w), finish, m, n, taps, source)
     elif of_x == DType.float32:
-        gemm_on_gpu[taps, has_bias, gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
+        gemm_on_gpu[taps, has_bias, has_gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
     else:
         comptime assert type == of_x, "tensor cores take factors of the same type"
         var same = w.unsafe_bitcast[Scalar[of_x]]()
-        tensor_gemm_on_gpu[taps, has_bias, gelu, has_residual, heads](y, x, same, bias, residual, m, n, source, ctx)
+        tensor_gemm_on_gpu[taps, has_bias, has_gelu, has_residual, heads](y, x, same, bias, residual, m, n, source, ctx)
 
 
 @always_inline
 def matmul[
-    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, gelu: Bool, has_residual: Bool
+    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, has_gelu: Bool, has_residual: Bool
 ](
     y: OutputTensor[dtype=out, rank=3, ...],
     x: InputTensor[dtype=of_x, rank=3, ...],
@@ -68,11 +68,11 @@ def matmul[
     var n = w.dim_size(0)
     var k = w.dim_size(1)
     if m <= (FEW if target == "cpu" else FEW_ON_GPU):
-        linear_for[target, has_bias, has_residual, gelu](
+        linear_for[target, has_bias, has_residual, has_gelu](
             y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k, ctx
         )
     else:
-        gemm_for[target, 1, has_bias, gelu, has_residual, False](
+        gemm_for[target, 1, has_bias, has_gelu, has_residual, False](
             y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 0), ctx
         )
 

@@ -27,9 +27,9 @@ def results[type: DType, //](p: Pointer[mut=True, Scalar[type], ...]) -> Results
 
 
 @always_inline
-def unread(p: Pointer[...]) -> Numbers[]:
-    """Return what stands for operands that a product does not have."""
-    return Numbers[](unsafe_from_address=Int(p))
+def unread[type: DType = DType.float32](p: Pointer[...]) -> Numbers[type]:
+    """Return what stands for operands that nothing reads here."""
+    return Numbers[type](unsafe_from_address=Int(p))
 
 
 @fieldwise_init
@@ -39,12 +39,12 @@ struct Finish(TrivialRegisterPassable):
     var bias: Numbers[]
     var residual: Numbers[]
     var has_bias: Bool
-    var gelu: Bool
+    var has_gelu: Bool
     var has_residual: Bool
 
 
 @always_inline
-def gelu[width: Int, //](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+def gelu[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
     """Return the GELU of x, by the error function."""
     return 0.5 * x * (1 + erf(x * 0.7071067811865476))
 
