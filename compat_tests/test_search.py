@@ -156,6 +156,7 @@ def test_beam_search(engine: Engine, steps: list[Tensor], n_audio: int, patience
     run_both(engine, beam_decoder(patience), beam_decoder(patience), [row[: 5 * n_audio] for row in steps])
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_beams_where_fewer_tokens_are_left_than_candidates(engine: Engine, steps: list[Tensor]) -> None:
     rows = [row[:5] for row in steps[:3]]
     left = [1000, 1001, 1002]

@@ -291,8 +291,8 @@ class Search:
 
 def _is_clear(logprobs: npt.NDArray[np.float32], n_candidates: int) -> bool:
     """Tell whether each sequence has so many candidates, of which no two are equally good."""
-    differences = logprobs[:, :n_candidates] - logprobs[:, 1:]
-    return bool(np.isfinite(logprobs[:, :n_candidates]).all() and (differences > 0).all())
+    best = logprobs[:, :n_candidates]
+    return bool(np.isfinite(best).all() and (best > logprobs[:, 1:]).all())
 
 
 def _is_upstreams(part: Any, method: str) -> bool:
