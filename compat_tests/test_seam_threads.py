@@ -16,6 +16,7 @@ from whisper.decoding import DecodingOptions
 from whisper.model import Whisper
 
 from whisper_max_plugin.audio import load_audio
+from whisper_max_plugin.execution.engine import DecoderOutput, Engine
 
 from .compare import assert_close, assert_same_decoding, assert_same_result
 from .conftest import Pair, load_pair, random_checkpoint
@@ -118,3 +119,28 @@ def test_one_model_from_a_thread_that_did_not_load_it(nano: Pair, mel: Tensor, t
     both = in_two_threads([lambda: fresh.max(mel, TOKENS), lambda: fresh.max(mel, TOKENS)])
     for logits in both:
         assert_close(logits, fresh.torch(mel, TOKENS))
+
+
+def test_hooks_that_another_thread_aligns_words_by_do_not_slow_a_decode_down(
+    nano: Pair, mel: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hooks the first pass takes every beam, and no step is the graph's."""
+    features = nano.max.embed_audio(mel)[0]
+    options = DecodingOptions(language="en", fp16=False, sample_len=12, beam_size=5)
+    n_groups: list[int] = []  # of first passes
+    decode = Engine.decode
+
+    def noted(engine: Engine, tokens: Tensor, *arguments: Any) -> DecoderOutput:
+        n_groups.append(tokens.shape[1])
+        return decode(engine, tokens, *arguments)
+
+    monkeypatch.setattr(Engine, "decode", noted)
+    with ThreadPoolExecutor(1) as pool:
+        with nano.max.decoder.runtime.alone():  # as in `find_alignment`
+            hook = nano.max.decoder.blocks[0].cross_attn.register_forward_hook(lambda *_: None)
+            decoding = pool.submit(nano.max.decode, features, options)
+            wait([decoding], timeout=1)
+            hook.remove()
+        result = decoding.result()
+    assert n_groups == [1]
+    assert_same_decoding(result, nano.torch.decode(features, options))

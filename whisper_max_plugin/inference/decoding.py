@@ -75,13 +75,16 @@ class MaxInference(Inference):
 
         The tokens are those not seen before.
         """
-        if self.kv_cache is None:
-            # hooks see every sequence; and groups of several windows are an error, which is upstream's to raise
-            alone = self.model.decoder.is_observed() or audio_features.shape[0] > 1
-            self.kv_cache = KVCache(self.model.decoder, n_copies=1 if alone else self.n_group)
         if tokens.shape[-1] > self.initial_token_length:
             logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
             return logits
+        with self.model.decoder.runtime.passes:  # while no other thread's word alignment has hooks on the modules
+            return self._first_logits(tokens, audio_features)
+
+    def _first_logits(self, tokens: Tensor, audio_features: Tensor) -> PrefillLogits:
+        # hooks see every sequence; and groups of several windows are an error, which is upstream's to raise
+        alone = self.model.decoder.is_observed() or audio_features.shape[0] > 1
+        self.kv_cache = KVCache(self.model.decoder, n_copies=1 if alone else self.n_group)
         rows = sorted({self.sot_index, tokens.shape[-1] - 1})
         together = self.kv_cache.n_copies
         logits = self.model.decoder(tokens[::together], audio_features, kv_cache=self.kv_cache, rows=rows)
