@@ -68,7 +68,9 @@ def tensor_gemm[
     head_dim: Int32,
 ):
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
-    tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+    tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](
+        y, x, w, bias, residual, Int(m), Int(n), source
+    )
 
 
 def scores(y: Out[F32], q: In[F32], keys: In[F32], n_queries: Int32, n_keys: Int32, head_dim: Int32):

@@ -121,10 +121,10 @@ def test_one_model_from_a_thread_that_did_not_load_it(nano: Pair, mel: Tensor, t
         assert_close(logits, fresh.torch(mel, TOKENS))
 
 
-def test_hooks_that_another_thread_aligns_words_by_do_not_slow_a_decode_down(
+def test_hooks_of_another_threads_word_alignment_are_not_taken_for_ones_own(
     nano: Pair, mel: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With hooks the first pass takes every beam, and no step is the graph's."""
+    """With hooks of its own a decode takes every beam through the first pass."""
     features = nano.max.embed_audio(mel)[0]
     options = DecodingOptions(language="en", fp16=False, sample_len=12, beam_size=5)
     n_groups: list[int] = []  # of first passes

@@ -25,9 +25,10 @@ class UnknownModelError(WhisperMaxError, ValueError):
     """A name is neither an official model's nor a file's."""
 
     @classmethod
-    def of(cls, name: str, official: Iterable[str], place: str = "") -> UnknownModelError:
-        """Say what would be known, in this `place` if it matters."""
-        return cls(f"no model {name!r}{place}: give the path of a checkpoint, or one of {', '.join(official)}")
+    def of(cls, name: str, official: Iterable[str], machine: str | None = None) -> UnknownModelError:
+        """Say what would be known; `machine` is the one of many that looked for it."""
+        on, everywhere = ("", "") if machine is None else (f" on {machine}", " that is there on all machines")
+        return cls(f"no model {name!r}{on}: give the path of a checkpoint{everywhere}, or one of {', '.join(official)}")
 
 
 class CommandLineError(WhisperMaxError, ValueError):

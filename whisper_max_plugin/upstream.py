@@ -296,14 +296,13 @@ _of_the_command: dict[str, Callable[..., Any]] = {}  # upstream's `transcribe` b
 def replace_transcribe_of_the_command(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Let upstream's `cli()` call `wrap(transcribe)` for each file, where it calls `transcribe`.
 
-    Callers of `whisper.transcribe`, the function, get upstream's.
+    Callers of `whisper.transcribe`, the function, get upstream's. What an earlier call did is to be undone before.
     """
     upstreams: Any = sys.modules["whisper.transcribe"]
     modules = {"whisper.transcribe": upstreams}
     if getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None) == "whisper.transcribe":
         modules["__main__"] = sys.modules["__main__"]  # python -m whisper.transcribe
-    for name, module in modules.items():
-        _of_the_command.setdefault(name, module.transcribe)
+    _of_the_command.update((name, module.transcribe) for name, module in modules.items())
     wrapped = wrap(_of_the_command["whisper.transcribe"])  # once: what it makes may hold the command's files
     for module in modules.values():
         module.transcribe = wrapped

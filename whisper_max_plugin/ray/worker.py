@@ -159,7 +159,7 @@ class Transcriber:
         if self._sharing is not None:
             torch.set_num_threads(max(1, _n_processors() // self._sharing))  # MAX takes as many
         if self._name not in whisper.available_models() and not os.path.exists(self._name):
-            raise UnknownModelError.of(self._name, whisper.available_models(), f" on {platform.node()}")
+            raise UnknownModelError.of(self._name, whisper.available_models(), platform.node())
         whisper_max_plugin.install()
         device = self._device or ("cuda" if _has_gpu() else None)
         # Of the models on one machine the first downloads, and all write to the same file.
