@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import platform
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,3 +161,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(
         f"graph runs: {sum(_graph_runs)}; passes of accelerated models on torch: {len(_torch_passes)}, all declared"
     )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End the process where a thread that a test left behind would keep it for ever; say what it waits for."""
+    faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)
