@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from .data import NANO
+
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two processors"
 )
@@ -17,9 +19,10 @@ import os, time, torch
 tasks = lambda: set(os.listdir("/proc/self/task"))
 name = lambda task: open(f"/proc/self/task/{{task}}/comm").read()
 torch.set_num_threads(torch.get_num_threads() if {threads} is None else {threads})
-from whisper_max_plugin.execution.session import session
+import whisper, whisper_max_plugin.auto
 before, processors = tasks(), os.sched_getaffinity(0)
-session()
+model = whisper.load_model({model!r}, device="cpu", backend="max")
+model.embed_audio(torch.zeros(1, 80, 3000))
 time.sleep(0.2)  # until new threads have their names
 new = tasks() - before
 assert os.sched_getaffinity(0) == processors, "the calling thread has lost processors"
@@ -30,7 +33,7 @@ print(sum("Thread" in name(task) for task in new))
 
 def threads_of_max(threads: int | None = None, **environment: str) -> int:
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(threads=threads)],
+        [sys.executable, "-c", SCRIPT.format(threads=threads, model=str(NANO))],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

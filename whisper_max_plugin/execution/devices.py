@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..errors import DeviceError
+from .threads import processors, torch_threads
 
 if TYPE_CHECKING:
     import max.driver
@@ -200,10 +201,11 @@ def find(name: str | torch.device | None) -> Device:
 
 @cache
 def _open(index: int | None) -> max.driver.Device:
-    if index is None:
-        return CPU()
+    # The first device brings MAX's threads. So ``torch.set_num_threads``, ``OMP_NUM_THREADS`` and the command line's
+    # ``--threads`` are respected, if they come before the first model is loaded.
     try:
-        return Accelerator(index)
+        with processors(torch_threads()):
+            return CPU() if index is None else Accelerator(index)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())  # of several lines where the driver is too old
         raise DeviceError(

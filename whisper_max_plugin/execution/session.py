@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -13,15 +11,10 @@ from max.engine import InferenceSession
 
 from ..errors import ForkedProcessError
 from .devices import HOST, Device
-from .threads import torch_threads
 
 
 def session(device: Device = HOST) -> InferenceSession:
-    """Return the session of a device, made at the first call, with as many threads as torch has then.
-
-    So ``torch.set_num_threads``, ``OMP_NUM_THREADS`` and the command line's ``--threads`` are respected, if they come
-    before the first model is loaded: MAX's threads are made once for a process.
-    """
+    """Return the session of a device, made at the first call."""
     refuse_after_fork()
     return _session(device)
 
@@ -29,8 +22,7 @@ def session(device: Device = HOST) -> InferenceSession:
 @cache
 def _session(device: Device) -> InferenceSession:
     _load_arrow()
-    with _processors(torch_threads()):
-        return InferenceSession(devices=[device.driver])
+    return InferenceSession(devices=[device.driver])
 
 
 def _load_arrow() -> None:
@@ -40,31 +32,6 @@ def _load_arrow() -> None:
     """
     with contextlib.suppress(ImportError):
         import pyarrow  # noqa: F401
-
-
-@contextmanager
-def _processors(n: int) -> Iterator[None]:
-    """Let threads that begin inside believe in `n` processors; once they run, they may use all of this process's.
-
-    MAX makes as many threads as there are processors, and ``InferenceSession(num_threads=n)`` aborts the process, since
-    the device for the CPU exists by then.
-    """
-    if not hasattr(os, "sched_setaffinity") or n >= len(os.sched_getaffinity(0)):
-        yield
-        return
-    all_processors = os.sched_getaffinity(0)
-    before = set(os.listdir("/proc/self/task"))
-    os.sched_setaffinity(0, sorted(all_processors)[:n])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, all_processors)
-        # A new thread may have begun another one, which believes what it believed then.
-        while new := set(os.listdir("/proc/self/task")) - before:
-            before |= new
-            for thread in new:
-                with contextlib.suppress(ProcessLookupError):  # it has ended
-                    os.sched_setaffinity(int(thread), all_processors)
 
 
 _forked_while_running = False

@@ -1,7 +1,9 @@
-"""Keeps torch's threads off the cores that graphs run on."""
+"""How many threads compute: MAX gets as many as torch has, and torch's are kept off the cores that graphs run on."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -81,3 +83,28 @@ def all_torch_threads() -> Iterator[None]:
         yield
     finally:
         _limit_this_thread(_limit.outside)
+
+
+@contextmanager
+def processors(n: int) -> Iterator[None]:
+    """Let threads that begin inside believe in `n` processors; once they run, they may use all of this process's.
+
+    MAX makes as many threads as there are processors when its first device is opened, once for a process, and
+    ``InferenceSession(num_threads=n)`` aborts the process then.
+    """
+    if not hasattr(os, "sched_setaffinity") or n >= len(os.sched_getaffinity(0)):
+        yield
+        return
+    all_processors = os.sched_getaffinity(0)
+    before = set(os.listdir("/proc/self/task"))
+    os.sched_setaffinity(0, sorted(all_processors)[:n])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_processors)
+        # A new thread may have begun another one, which believes what it believed then.
+        while new := set(os.listdir("/proc/self/task")) - before:
+            before |= new
+            for thread in new:
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.sched_setaffinity(int(thread), all_processors)

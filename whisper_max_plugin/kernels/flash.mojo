@@ -5,14 +5,13 @@ from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, exp2, iota, rsqrt
-from std.sys import num_physical_cores
 
 from .attention import GROUP as FEW
 from .attention import attend
 from .gemm import LANES, PANEL, TILE_ROWS, Scratch, lay_out, multiply, transpose
 from .gpu_flash import causal_attention_on_gpu, flash_on_gpu
 from .gpu_tensor_flash import tensor_flash_on_gpu
-from .sharing import share
+from .sharing import n_cores, share
 from .vectors import Float, Floats, Numbers, Results, WIDTH, numbers, results, unread
 
 comptime LOG2_E = 1.4426950408889634
@@ -222,7 +221,7 @@ struct Attention[head_dim: Int]:
 
         var no_holders = unread[DType.int32](qp)
         var n_panels = ceildiv(n_queries, PANEL)
-        var blocks = min(n_panels, ceildiv(16 * num_physical_cores(), n_audio * n_head))
+        var blocks = min(n_panels, ceildiv(16 * n_cores(), n_audio * n_head))
         var block = ceildiv(n_panels, blocks) * PANEL  # queries of a task
         blocks = ceildiv(n_queries, block)
 

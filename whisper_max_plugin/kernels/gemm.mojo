@@ -1,9 +1,9 @@
 """Matrix products of many rows: weights are laid out for vectors as they are needed, rows are read where they lie."""
 
 from std.math import ceildiv
-from std.sys import CompilationTarget, num_physical_cores, size_of
+from std.sys import CompilationTarget, size_of
 
-from .sharing import share
+from .sharing import n_cores, share
 from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, gelu
 
 # A tile of sums fills the registers: TILE_ROWS times LANES vectors, with one each of LANES and one more to multiply.
@@ -181,7 +181,7 @@ def gemm[
     var chunk = ceildiv(ceildiv(n_in, ceildiv(k, DEPTH)), WIDTH) * WIDTH  # channels
 
     var n_panels = ceildiv(n, PANEL)
-    var n_blocks = max(1, min(ceildiv(TASKS * num_physical_cores(), n_panels), m // LEAST_ROWS))
+    var n_blocks = max(1, min(ceildiv(TASKS * n_cores(), n_panels), m // LEAST_ROWS))
     var n_tiles = ceildiv(ceildiv(m, TILE_ROWS), n_blocks)  # of a block
 
     comptime Tile = Array[Floats, TILE_ROWS * LANES]

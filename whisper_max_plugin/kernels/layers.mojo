@@ -8,12 +8,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, rsqrt
-from std.sys import num_physical_cores
 
 from .attention import cross_attention_part, self_attention_part
 from .linear import linear_part, outputs_of_task
 from .memory import Places
 from .phases import Phases, in_phases
+from .sharing import n_cores
 from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, numbers, results
 
 comptime TASK_BYTES = 32 * 1024  # of weights; a phase's tasks cost less than an operation's
@@ -64,7 +64,7 @@ struct Product[type: DType](TrivialRegisterPassable):
         gelu: Bool = False
     ](self, norm: Norm, phases: Phases, phase: Int, y: Results[], x: Results[], m: Int, own: Results[]):
         """Do what `run` does for the layer norm of x; each core makes its `own` (m, k), which is less than to wait."""
-        # A core without a thread of its own comes when all is done.
+        # A core that another process had may come when all is done.
         if not phases.is_over(phase, ceildiv(self.n, self._outputs_of_task())):
             norm.run(own, x, m, self.k)
         self.run[gelu](phases, phase, y, own, m)
@@ -179,7 +179,7 @@ struct DecoderLayers[type: DType, of_kv: DType, head_dim: Int]:
 
         # What all cores share, and behind it what each normalizes for itself.
         var shared = 8 * m * n_state
-        var scratch = List[Float](unsafe_uninit_length=shared + num_physical_cores() * m * n_state)
+        var scratch = List[Float](unsafe_uninit_length=shared + n_cores() * m * n_state)
         var products = results(scratch.unsafe_ptr())
         var attended = products.unsafe_offset(3 * m * n_state)
         var hidden = attended.unsafe_offset(m * n_state)

@@ -3,7 +3,8 @@
 from max.algorithm import sync_parallelize
 from std.atomic import Atomic
 from std.ffi import external_call
-from std.sys import num_physical_cores
+
+from .sharing import n_cores
 
 comptime LINE = 8  # counters of a cache line; each has one of its own
 comptime PATIENCE = 1000  # looks at a counter before the core is offered to others
@@ -56,5 +57,5 @@ def in_phases[FuncType: def(Int, Phases) raises -> None](take_part: FuncType, n_
     def run(core: Int) raises {imm}:
         take_part(core, phases)
 
-    sync_parallelize(run, num_physical_cores())
+    sync_parallelize(run, n_cores())
     _ = counters^

@@ -1,8 +1,15 @@
 """How the cores share the tasks of an operation."""
 
 from max.algorithm import sync_parallelize
+from max.runtime.asyncrt import parallelism_level
 from std.atomic import Atomic
 from std.sys import num_physical_cores
+
+
+@always_inline
+def n_cores() -> Int:
+    """Return how many cores work together: MAX may have fewer threads than there are cores."""
+    return min(num_physical_cores(), parallelism_level(None))
 
 
 def share[FuncType: def(Int) raises -> None](work: FuncType, n_tasks: Int) raises:
@@ -18,4 +25,4 @@ def share[FuncType: def(Int) raises -> None](work: FuncType, n_tasks: Int) raise
             work(task)
             task = Int(next.fetch_add(1))
 
-    sync_parallelize(take_turns, min(n_tasks, num_physical_cores()))
+    sync_parallelize(take_turns, min(n_tasks, n_cores()))
