@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,11 @@ def test_one_that_cannot_be_read_has_its_reason_and_the_others_their_results(
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
-        (("nonesuch",), UnknownModelError, "nonesuch"),
+        (
+            ("nonesuch",),
+            UnknownModelError,
+            f"'nonesuch' on {platform.node()}: give the path of a checkpoint that is there on all machines",
+        ),
         ((str(NANO), {"beams": 5}), OptionError, "beams"),
         ((str(NANO), {"language": "xx"}), OptionError, "xx"),
         ((str(NANO), {"patience": 2.0}), OptionError, "patience"),

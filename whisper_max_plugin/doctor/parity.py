@@ -19,6 +19,7 @@ from torch import Tensor
 from whisper.model import Whisper
 
 from .. import audio, environment, loading
+from ..checkpoints.names import check_name
 from ..errors import UnknownModelError, WhisperMaxError
 from ..execution import devices
 from ..inference.model import accelerate
@@ -69,15 +70,13 @@ def choose_models(names: Sequence[str]) -> list[str]:
     UnknownModelError
         if a name is neither an official model nor a path, or if there is no name and nothing downloaded
     """
-    official = whisper.available_models()
     for name in names:
-        if name not in official and not os.path.exists(name):
-            raise UnknownModelError.of(name, official)
+        check_name(name)
     if names:
         return list(names)
     cache = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
     folder = Path(cache, "whisper")  # as in `whisper.load_model`
-    found = [path for name in official if (path := folder / f"{name}.pt").is_file()]
+    found = [path for name in whisper.available_models() if (path := folder / f"{name}.pt").is_file()]
     if not found:
         raise UnknownModelError(
             f"no model in {folder}: give the path of a checkpoint, or a name for whisper to download, "

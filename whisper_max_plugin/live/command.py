@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import signal
 import statistics
 import sys
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
-from whisper_max_plugin.errors import CommandLineError, UnknownModelError
+from whisper_max_plugin.errors import CommandLineError
 from whisper_max_plugin.live import MIN_CHUNK
 
 if TYPE_CHECKING:
@@ -107,9 +106,10 @@ def _load(name: str, device: str | None) -> Whisper:
     """Load the model and let it run once, since the first pass takes longer than others."""
     import numpy as np
 
+    from whisper_max_plugin.checkpoints.names import check_name
+
     whisper: Any = importlib.import_module("whisper")
-    if name not in whisper.available_models() and not os.path.exists(name):
-        raise UnknownModelError.of(name, whisper.available_models())
+    check_name(name)
     whisper_max_plugin.install()
     model: Whisper = whisper.load_model(name, device=device, backend="max")
     on_cpu = model.device.type == "cpu"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whisper_max_plugin.errors import OptionError, UnknownModelError, WhisperMaxError, WorkerError
+from whisper_max_plugin.errors import OptionError, WhisperMaxError, WorkerError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,12 +154,12 @@ class Transcriber:
 
         import whisper_max_plugin
         from whisper_max_plugin.backends import get_usable
+        from whisper_max_plugin.checkpoints.names import check_name
 
         get_usable("max")
         if self._sharing is not None:
             torch.set_num_threads(max(1, _n_processors() // self._sharing))  # MAX takes as many
-        if self._name not in whisper.available_models() and not os.path.exists(self._name):
-            raise UnknownModelError.of(self._name, whisper.available_models(), platform.node())
+        check_name(self._name, platform.node())
         whisper_max_plugin.install()
         device = self._device or ("cuda" if _has_gpu() else None)
         # Of the models on one machine the first downloads, and all write to the same file.
