@@ -13,7 +13,7 @@ import torch
 from max.driver import Buffer
 from max.engine import CompiledModel, Model
 from torch import Tensor
-from whisper.audio import HOP_LENGTH
+from whisper.audio import HOP_LENGTH, N_FFT
 
 from ..checkpoints.checkpoint import check_state
 from ..errors import DeviceError, PrecisionError
@@ -26,6 +26,7 @@ from .mel_tables import mel_tables
 from .replay import Replay
 from .session import refuse_after_fork, session
 from .step_inputs import SearchPool
+from .watch import WATCH
 from .weights import addresses, graph_weights, types_for
 
 if TYPE_CHECKING:
@@ -131,13 +132,20 @@ class Engine:
             in a process that was forked from one that ran graphs
         """
         refuse_after_fork()
-        tables = mel_tables(self.dims.n_mels)
         mel = torch.empty(self.dims.n_mels, (samples.shape[0] + padding) // HOP_LENGTH)
-        operands = [mel, samples, tables.window, tables.filters, tables.twiddles, torch.tensor([padding])]
-        # on the host, whatever the device
-        (top,) = self._run(self._log_mel, *map(HOST.put, operands))
+        (top,) = self._run(self._log_mel, *self._log_mel_inputs(mel, samples, padding))
         REPORT.graph_run("log_mel")
         return mel if np.isfinite(top.to_numpy()[0]) else None
+
+    def _log_mel_inputs(self, mel: Tensor, samples: Tensor, padding: int) -> list[Buffer]:
+        tables = mel_tables(self.dims.n_mels)
+        operands = mel, samples, tables.window, tables.filters, tables.twiddles, torch.tensor([padding])
+        return [HOST.put(operand) for operand in operands]  # whatever the device
+
+    def _wake(self) -> None:
+        """Run the smallest graph, see `watch`."""
+        mel = torch.empty(self.dims.n_mels, N_FFT // HOP_LENGTH)
+        self._log_mel.execute(*self._log_mel_inputs(mel, torch.zeros(N_FFT), 0))
 
     def encode(self, mel: Tensor) -> Tensor:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""
@@ -199,7 +207,8 @@ class Engine:
         with self._lock, self.device.allocating():
             for _ in range(n_steps):
                 if not self.device.records_graphs:
-                    self._step.execute(*inputs.buffers)
+                    with WATCH.over(self._wake):  # not while launches are recorded: nothing else may run then
+                        self._step.execute(*inputs.buffers)
                     continue
                 if inputs.replay is None:
                     inputs.replay = Replay(self._step, inputs.buffers, inputs.changing)
@@ -249,7 +258,7 @@ class Engine:
         return scores.reshape(batch, n_head, n_tokens, n_audio_ctx)
 
     def _run(self, model: Model, *inputs: Buffer | np.ndarray) -> list[Buffer]:
-        with self._lock, self.device.allocating():
+        with self._lock, self.device.allocating(), WATCH.over(self._wake):
             return list(model.execute(*inputs))
 
 
