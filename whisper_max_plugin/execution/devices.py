@@ -203,12 +203,14 @@ def find(name: str | torch.device | None) -> Device:
 def _open(index: int | None) -> max.driver.Device:
     # The first device brings MAX's threads. So ``torch.set_num_threads``, ``OMP_NUM_THREADS`` and the command line's
     # ``--threads`` are respected, if they come before the first model is loaded.
-    try:
-        with processors(torch_threads()):
-            return CPU() if index is None else Accelerator(index)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())  # of several lines where the driver is too old
-        raise DeviceError(
-            f"MAX cannot open cuda:{index}: {reason}; update NVIDIA's driver, or load the model with "
-            'device="cpu" (on the command line --device cpu)'
-        ) from error
+    with processors(torch_threads()):
+        if index is None:
+            return CPU()
+        try:
+            return Accelerator(index)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())  # of several lines where the driver is too old
+            raise DeviceError(
+                f"MAX cannot open cuda:{index}: {reason}; update NVIDIA's driver, or load the model with "
+                'device="cpu" (on the command line --device cpu)'
+            ) from error
