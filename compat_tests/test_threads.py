@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import whisper
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from whisper_max_plugin.execution.threads import all_torch_threads, one_torch_thread
 
@@ -16,6 +19,7 @@ from .conftest import Pair
 MEL = torch.zeros(80, 3000)
 OPTIONS = whisper.DecodingOptions(language="en", fp16=False, sample_len=3)
 THREADS = 3  # a number that neither a default nor the limit gives
+SHARED = 32768  # values, of which torch gives each thread as many (at::internal::GRAIN_SIZE)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +76,32 @@ def test_upstreams_own_decode_is_limited_too(nano: Pair, seen: list[int]) -> Non
     whisper.decode(nano.max, MEL, OPTIONS)
     assert set(seen) == {1}
     assert torch.get_num_threads() == THREADS
+
+
+class Shared(TorchDispatchMode):
+    """Notes torch's operations that make so many values that its threads share them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        if isinstance(result, Tensor) and result.numel() > SHARED and result.untyped_storage().data_ptr() not in read:
+            self.names.append(str(func))
+        return result
+
+
+def test_a_window_starts_no_threads_of_torch_which_would_hold_the_cores_while_graphs_run(nano: Pair) -> None:
+    recording = torch.zeros(80, 4000)
+    with Shared() as shared:
+        features = nano.max.encoder(recording[None, :, 500:3500])  # a window, which lies in pieces
+        nano.max.decoder(torch.tensor([[50258]]), features)
+    assert shared.names == []
+    with shared:
+        recording[None, :, 500:3500].clone()
+    assert shared.names == ["aten.clone.default"]
 
 
 @pytest.mark.falls_back

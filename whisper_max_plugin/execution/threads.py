@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class _Limit(threading.local):
@@ -70,6 +71,15 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         limit.remove()
+
+
+def copied(x: Tensor) -> Tensor:
+    """Return a copy of a tensor on the CPU, which this thread alone makes.
+
+    Torch's threads would wait for MAX's, which hold the cores for milliseconds after a graph, and then hold them
+    themselves while the next one runs.
+    """
+    return torch.from_numpy(x.numpy().copy())
 
 
 @contextmanager

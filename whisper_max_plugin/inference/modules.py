@@ -15,7 +15,7 @@ from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 from ..execution.engine import CrossKV, DecoderOutput, Engine
 from ..execution.session import refuse_after_fork
 from ..execution.step_inputs import SearchInputs
-from ..execution.threads import all_torch_threads
+from ..execution.threads import all_torch_threads, copied
 from ..report import REPORT
 from .hooks import has_hooks, run_forward_hooks, why_foreign
 from .kv_cache import KVCache
@@ -48,7 +48,7 @@ class MaxAudioEncoder(AudioEncoder):
         if x.shape[1:] != (dims.n_mels, 2 * dims.n_audio_ctx) or x.shape[0] == 0 or not x.is_floating_point():
             return _upstreams_error(super().forward, x)
         mel = _to_host(x)
-        if not np.isfinite(mel.numpy()).all():  # not by torch, see `runtime._equal`
+        if not np.isfinite(mel.numpy()).all():  # not by torch, see `copied`
             raise ValueError("the mel spectrogram holds NaN or infinite values: check the audio samples")
         if (reason := why_foreign(self, "encoder", {self.conv1})) is not None:
             REPORT.fallback(reason)
@@ -119,7 +119,7 @@ class MaxTextDecoder(TextDecoder):
         if n_tokens == 1 and engine.has_step and not self.is_observed():
             inputs = cache.next_step(tokens.flatten().tolist())
             engine.step(inputs)
-            logits = engine.device.get(inputs.search.logits).clone()  # the next step writes there
+            logits = copied(engine.device.get(inputs.search.logits))  # the next step writes there
             return logits.unsqueeze(1).to(xa.device)
         self_kv = cache.extend(batch, n_tokens)
         wanted = range(n_tokens) if rows is None else [row % n_tokens for row in rows]

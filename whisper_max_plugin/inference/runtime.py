@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..execution.devices import Device
 from ..execution.engine import CrossKV, Engine
-from ..execution.threads import one_torch_thread
+from ..execution.threads import copied, one_torch_thread
 from ..execution.weights import types_for
 from ..graphs import Types
 from ..precision import DEFAULT
@@ -143,9 +143,10 @@ class Runtime:
                 REPORT.encoder_run_saved()
             else:
                 window.encoded = None  # let go before the next is computed, so that memory holds one of them
-                window.encoded = _Computed(weakref.ref(engine), mel.clone(), engine.encode(mel))
+                own = copied(mel)
+                window.encoded = _Computed(weakref.ref(engine), own, engine.encode(own))
             features: Tensor = window.encoded.output
-            return features.clone()  # the caller may write to it
+            return copied(features)  # the caller may write to it
 
     def cross_kv(self, audio_features: Tensor, engine: Engine) -> CrossKV:
         """Project audio_features (n_audio, n_audio_ctx, n_audio_state), unless they are the latest ones again."""
@@ -153,20 +154,15 @@ class Runtime:
             window = self._window
             if not _is_known(window.projected, engine, audio_features):
                 window.projected = None
-                window.projected = _Computed(
-                    weakref.ref(engine), audio_features.clone(), engine.cross_kv(audio_features)
-                )
+                own = copied(audio_features)
+                window.projected = _Computed(weakref.ref(engine), own, engine.cross_kv(own))
             cross_kv: CrossKV = window.projected.output
             return cross_kv
 
 
 def _is_known(latest: _Computed | None, engine: Engine, x: Tensor) -> TypeGuard[_Computed]:
-    return latest is not None and latest.engine() is engine and _equal(latest.input, x)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    # by numpy, on this thread: torch would wait for threads of its own while MAX's still hold the cores
-    return np.array_equal(a.numpy(), b.numpy())
+    # not by torch.equal, see `copied`
+    return latest is not None and latest.engine() is engine and np.array_equal(latest.input.numpy(), x.numpy())
 
 
 def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
