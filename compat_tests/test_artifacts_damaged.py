@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin.execution import artifacts
+from whisper_max_plugin.execution import artifacts, processor
 from whisper_max_plugin.execution.artifacts import ArtifactKey
 
 from .artifact_fixtures import compilations, dims, max_cache, obtain, path_of, refuse_to_build, settings, stored, works
@@ -78,7 +78,7 @@ def test_a_damaged_entry_is_named_in_a_warning(
     [
         pytest.param(lambda patch: patch.setattr(artifacts.metadata, "version", lambda _: "26.8.0"), id="MAX"),
         pytest.param(lambda patch: patch.setattr(artifacts, "_graphs_digest", lambda: "other graphs"), id="graphs"),
-        pytest.param(lambda patch: patch.setattr(artifacts, "_cpu_digest", lambda: "other processor"), id="processor"),
+        pytest.param(lambda patch: patch.setattr(processor, "digest", lambda: "other processor"), id="processor"),
     ],
 )
 def test_an_entry_of_another_version_is_not_used_and_stays(

@@ -14,7 +14,7 @@ import pytest
 from whisper_max_plugin import cli, loading, targets
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.errors import DeviceError
-from whisper_max_plugin.execution import artifacts, devices, host_code
+from whisper_max_plugin.execution import devices, processor
 from whisper_max_plugin.execution.artifacts import ArtifactKey
 from whisper_max_plugin.execution.devices import Device
 
@@ -56,7 +56,7 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     manifest = json.loads(artifact.with_suffix(".json").read_text())
     assert manifest["precision"] == ("float16" if precision is None else "float32-float16")
     assert manifest["device"] == f"{architecture.rstrip('a')}-0"
-    assert manifest["cpu"] == host_code.host_code()  # and nothing of this machine's processor
+    assert manifest["cpu"] == processor.host_code()  # and nothing of this machine's processor
 
     # another process that has, or pretends to have, such a GPU takes this very file
     second = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -84,7 +84,7 @@ def test_the_processor_matters_for_graphs_of_the_cpu_alone(monkeypatch: pytest.M
         return [ArtifactKey.of(OFFICIAL_DIMS["tiny"], "float32", kind).filename for kind in ("cpu", "sm_90-0")]
 
     here = names()
-    monkeypatch.setattr(artifacts, "_cpu_digest", lambda: "another")
+    monkeypatch.setattr(processor, "digest", lambda: "another")
     elsewhere = names()
     assert here[0] != elsewhere[0]
     assert here[1] == elsewhere[1]
@@ -93,18 +93,18 @@ def test_the_processor_matters_for_graphs_of_the_cpu_alone(monkeypatch: pytest.M
 def test_host_code_is_for_any_processor_of_the_last_decade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(Path, "read_text", lambda _: "flags : fpu avx2 sse")
-    assert host_code.host_code() == "x86-64-v3"
+    assert processor.host_code() == "x86-64-v3"
     monkeypatch.setattr(Path, "read_text", lambda _: "flags : fpu sse")
-    assert host_code.host_code() == "generic"
+    assert processor.host_code() == "generic"
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert host_code.host_code() == "generic"
+    assert processor.host_code() == "generic"
 
 
 def test_host_code_is_for_this_machine_again_afterwards() -> None:
     from max.driver import get_virtual_cpu_target
 
-    with host_code.portable_host_code():
-        assert get_virtual_cpu_target() == host_code.host_code()
+    with processor.portable_host_code():
+        assert get_virtual_cpu_target() == processor.host_code()
     assert get_virtual_cpu_target() == ""
 
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +22,14 @@ from whisper_max_plugin import loading
 from whisper_max_plugin.bench.accuracy import word_error_rate
 from whisper_max_plugin.doctor import parity
 from whisper_max_plugin.errors import PrecisionError
-from whisper_max_plugin.execution import artifacts, engine
+from whisper_max_plugin.execution import artifacts, engine, weights
 from whisper_max_plugin.execution.devices import HOST, Device
-from whisper_max_plugin.execution.weights import CONVOLUTIONS, chosen_dtype, graph_weights, quantized
+from whisper_max_plugin.execution.processor import multiplies_pairs
+from whisper_max_plugin.execution.weights import CONVOLUTIONS, chosen_dtype, graph_weights, quantized, types_for
 from whisper_max_plugin.graphs import Types
 from whisper_max_plugin.precision import PRECISIONS
 
-from .compare import assert_close, assert_same_result
+from .compare import assert_close, assert_same_result, relative_error
 from .conftest import Pair
 from .data import NANO, SAMPLE, SAMPLE_LONG, reference_text
 from .kv_caches import with_cache
@@ -36,6 +38,7 @@ from .seam_fixtures import TOKENS, features, mel, mels, no_grad
 __all__ = ["features", "mel", "mels", "no_grad"]  # fixtures, found by name
 
 WORD_ERROR_RATE = 0.05  # nano's own is 0 on the samples
+ROUNDED = 2**-8  # between neighbours of bfloat16
 
 
 def load(precision: str | None) -> Whisper:
@@ -58,6 +61,14 @@ def keys_and_values_of_half_width(model: Whisper) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def int8() -> Whisper:
     return load("int8")
+
+
+@pytest.fixture(scope="module")
+def int8_one_by_one() -> Whisper:
+    """As on a CPU that multiplies no pairs of bfloat16, so that nothing is rounded but the weights of a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "multiplies_pairs", lambda: False)
+        return load("int8")
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +146,10 @@ def test_a_weight_that_is_too_large_for_float16_is_refused_by_its_name(nano: Pai
 
 def test_the_models_own_weights_are_shared_and_the_step_gets_a_byte_for_each(nano: Pair) -> None:
     state = nano.torch.state_dict()
-    weights = graph_weights(state, Types(DType.int8), kernels=True)
+    converted = graph_weights(state, Types(DType.int8), kernels=True)
     own = {name: tensor for name, tensor in state.items() if name not in CONVOLUTIONS}
-    assert all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items())
-    added = {name: tensor for name, tensor in weights.items() if name not in state}
+    assert all(converted[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items())
+    added = {name: tensor for name, tensor in converted.items() if name not in state}
     matrices = {name for name, tensor in added.items() if name.endswith(".weight")}
     assert all(added[name].dtype == torch.int8 for name in matrices)
     assert {name.replace(".weight", ".scales") for name in matrices} < added.keys()
@@ -156,10 +167,10 @@ def test_what_a_precision_stores(nano: Pair, precision: str) -> None:
 
 
 def test_the_first_pass_has_upstreams_weights_and_steps_have_the_rounded_ones(
-    nano: Pair, int8: Whisper, rounded: Whisper, features: Tensor
+    nano: Pair, int8_one_by_one: Whisper, rounded: Whisper, features: Tensor
 ) -> None:
     first, *steps = TOKENS.split([5, 1, 1, 1], dim=1)
-    logits, cache = with_cache(int8, [first], features)
+    logits, cache = with_cache(int8_one_by_one, [first], features)
     with keys_and_values_of_half_width(nano.torch):
         expected, upstreams = with_cache(nano.torch, [first], features)
     assert_close(logits, expected)
@@ -167,9 +178,38 @@ def test_the_first_pass_has_upstreams_weights_and_steps_have_the_rounded_ones(
     modules = dict(rounded.decoder.named_modules())
     theirs = {modules[names[module]]: value for module, value in upstreams.items()}
     *expected_steps, _ = with_cache(rounded, steps, features, theirs)
-    *own_steps, _ = with_cache(int8, steps, features, cache)
+    *own_steps, _ = with_cache(int8_one_by_one, steps, features, cache)
     for actual, wanted in zip(own_steps, expected_steps, strict=True):
         assert_close(actual, wanted)
+
+
+@pytest.mark.skipif(not multiplies_pairs(), reason="this CPU multiplies numbers one by one")
+@pytest.mark.parametrize("precision", ["int8", pytest.param("bfloat16", marks=pytest.mark.large)])
+def test_passes_of_a_window_differ_from_torchs_by_rounding_to_bfloat16(
+    nano: Pair, int8: Whisper, mel: Tensor, features: Tensor, precision: str
+) -> None:
+    model = int8 if precision == "int8" else load(precision)
+    first = TOKENS[:, :5]
+    (logits, _), (expected, _) = (with_cache(one, [first], features) for one in (model, nano.torch))
+    for actual, wanted in ((model.encoder(mel), features), (logits, expected)):
+        assert ROUNDED / 8 < relative_error(actual, wanted) < 4 * ROUNDED
+
+
+@pytest.mark.parametrize("in_pairs", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_only_what_rounds_more_than_float16_is_multiplied_in_pairs(
+    nano: Pair, monkeypatch: pytest.MonkeyPatch, precision: str, in_pairs: bool
+) -> None:
+    monkeypatch.setattr(weights, "multiplies_pairs", lambda: in_pairs)
+    types = types_for(nano.torch.state_dict(), precision, HOST)
+    assert types.operands == (DType.bfloat16 if in_pairs and precision in ("bfloat16", "int8") else DType.float32)
+    assert types.matrices == DType.float32  # the model's own, so that no others lie in memory
+
+
+def test_a_processor_multiplies_pairs_if_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (("flags\t\t: fpu avx512f avx512_bf16 sse", True), ("flags\t\t: fpu avx512f sse", False)):
+        monkeypatch.setattr(Path, "read_text", lambda _, flags=flags: f"model name\t: avx512_bf16\n{flags}\n")
+        assert multiplies_pairs() is expected
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_size": 5}], ids=["greedy", "beams"])
@@ -230,7 +270,8 @@ def test_float16_rounds_keys_and_values_of_a_checkpoint_that_holds_float16(nano:
 
 def test_artifacts_of_different_weights_have_different_names(nano: Pair) -> None:
     types = [Types(DType[stored]) for stored in ("float32", "float16", "bfloat16", "int8")]
-    types += [Types(*[DType[half]] * 3) for half in ("float16", "bfloat16")]
+    types += [Types(*[DType[half]] * 4) for half in ("float16", "bfloat16")]
+    types += [Types(DType[stored], DType.bfloat16, DType.float16) for stored in ("bfloat16", "int8")]
     names = {artifacts.path_of(nano.torch.dims, str(one), "cpu").name for one in types}
     assert len(names) == len(types)
     assert any("float32-int8" in name for name in names)

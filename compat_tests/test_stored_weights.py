@@ -101,7 +101,7 @@ def test_graphs_without_kernels_share_everything_else(nano: Pair) -> None:
 def test_tensor_cores_get_every_matrix_in_half_width_and_sums_of_float32(nano: Pair) -> None:
     state = nano.torch.state_dict()
     types = types_for(state, "float16", HALF)
-    assert types == Types(DType.float16, DType.float16, DType.float16)
+    assert types == Types(*[DType.float16] * 4)
     weights = graph_weights(state, types, kernels=True)
     wide = {name for name, tensor in weights.items() if tensor.dtype == torch.float32}
     assert wide == {name for name in weights if name.endswith("bias") or "ln" in name or "positional" in name}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..report import REPORT
-from .host_code import host_code, portable_host_code
+from . import processor
 
 if TYPE_CHECKING:
     from max.engine import CompiledModel, InferenceSession
@@ -45,7 +45,7 @@ class ArtifactKey:
     graphs : str
         digest of the sources that the graphs are built from
     cpu : str
-        digest of this machine's processor or, for GPUs, what `host_code` names
+        digest of this machine's processor or, for GPUs, what `processor.host_code` names
     """
 
     dims: tuple[int, ...]
@@ -59,7 +59,7 @@ class ArtifactKey:
     def of(cls, dims: ModelDimensions, precision: str, device: str) -> ArtifactKey:
         """Return the key of `dims` on this machine, with the installed MAX and this package's graphs."""
         sizes = tuple(vars(dims).values())
-        cpu = _cpu_digest() if device == "cpu" else host_code()
+        cpu = processor.digest() if device == "cpu" else processor.host_code()
         return cls(sizes, precision, device, metadata.version("max"), _graphs_digest(), cpu)
 
     @property
@@ -108,7 +108,7 @@ def obtain(
             return compiled
         with compile_progress(_expected_seconds(path.parent)):
             started = time.monotonic()
-            with contextlib.nullcontext() if device == "cpu" else portable_host_code():
+            with contextlib.nullcontext() if device == "cpu" else processor.portable_host_code():
                 library = kernel_library()
                 compiled = session.compile(build(library), custom_extensions=library.library_paths())
             seconds = time.monotonic() - started
@@ -251,15 +251,3 @@ def _graphs_digest() -> str:
     for source in sorted([*(PACKAGE / "graphs").glob("*.py"), *(PACKAGE / "kernels").glob("*.mojo")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@cache
-def _cpu_digest() -> str:
-    """Digest of the processor's features: host code is compiled for them, and homes are shared by machines."""
-    import platform
-
-    features = platform.machine() + platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features += next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return hashlib.sha256(features.encode()).hexdigest()[:16]

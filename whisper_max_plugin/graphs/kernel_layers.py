@@ -29,12 +29,13 @@ def has_kernels(dims: ModelDimensions) -> bool:
 class KernelLayers(Layers):
     """`Layers` whose products and attention are kernels.
 
-    The encoder's weights are the model's own, or of half width. The decoder's are read as they are stored for the step.
+    The encoder's weights are the model's own, or on a GPU of half width. The decoder's are read as they are stored for
+    the step.
     """
 
     def __init__(self, types: Types, device: DeviceRef) -> None:
         super().__init__(types, device)
-        self._matrices = Weights(types.operands, device)
+        self._matrices = Weights(types.matrices, device)
         self._stored = Weights(types.stored, device)
 
     @property

@@ -11,6 +11,7 @@ from .attention import attend
 from .gemm import LANES, PANEL, TILE_ROWS, Scratch, lay_out, multiply, transpose
 from .gpu_flash import causal_attention_on_gpu, flash_on_gpu
 from .gpu_tensor_flash import tensor_flash_on_gpu
+from .pairs import HAS_PAIRS, paired
 from .sharing import n_cores, share
 from .vectors import Float, Floats, Numbers, Results, WIDTH, numbers, results, unread
 
@@ -20,7 +21,7 @@ comptime KEYS = 96  # of a block
 
 @always_inline
 def scores_of[
-    of_kv: DType, //, lanes: Int
+    of_kv: DType, //, lanes: Int, pairs: Bool
 ](
     scores: Pointer[mut=True, Float, ...],
     keys: Pointer[Scalar[of_kv], ...],
@@ -29,10 +30,13 @@ def scores_of[
     head_dim: Int,
     n_keys: Int,
 ):
-    """Multiply a block of keys, `key_stride` apart, and a panel of queries (head_dim, lanes * WIDTH)."""
+    """Multiply a block of keys, `key_stride` apart, and a panel of queries (head_dim, lanes * WIDTH).
+
+    Of `pairs`, all these count pairs.
+    """
     var key = 0
     while key + TILE_ROWS <= n_keys:
-        multiply[TILE_ROWS, lanes](
+        multiply[TILE_ROWS, lanes, pairs](
             scores.unsafe_offset(key * lanes * WIDTH),
             keys.unsafe_offset(key * key_stride),
             queries,
@@ -42,7 +46,7 @@ def scores_of[
         )
         key += TILE_ROWS
     while key < n_keys:
-        multiply[1, lanes](
+        multiply[1, lanes, pairs](
             scores.unsafe_offset(key * lanes * WIDTH),
             keys.unsafe_offset(key * key_stride),
             queries,
@@ -51,6 +55,19 @@ def scores_of[
             head_dim,
         )
         key += 1
+
+
+@always_inline
+def pair_values[
+    of_kv: DType, //, head_dim: Int
+](pairs: Pointer[mut=True, Float, ...], values: Numbers[of_kv], stride: Int, count: Int):
+    """Lay out `count` values, which are `stride` apart, as pairs (count / 2, head_dim), the last with zeros."""
+    for t in range(0, count, 2):
+        for d in range(0, head_dim, WIDTH):
+            var next = SIMD[of_kv, WIDTH](0)
+            if t + 1 < count:
+                next = values.unsafe_load[width=WIDTH]((t + 1) * stride + d)
+            pairs.unsafe_store(t // 2 * head_dim + d, paired(values.unsafe_load[width=WIDTH](t * stride + d), next))
 
 
 @always_inline
@@ -64,6 +81,7 @@ def attend_panel[
     queries: Pointer[mut=True, Float, ...],
     scores: Pointer[mut=True, Float, ...],
     sums: Pointer[mut=True, Float, ...],
+    value_pairs: Pointer[mut=True, Float, ...],
     y_stride: Int,
     q_stride: Int,
     key_stride: Int,
@@ -76,13 +94,18 @@ def attend_panel[
 
     With `causal`, the last query sees all keys, and those before it one less each. The panel lies in `queries`
     (head_dim, lanes * WIDTH), a block of scores in `scores` (KEYS, lanes * WIDTH), the weighted values in `sums`
-    (head_dim, lanes * WIDTH).
+    (head_dim, lanes * WIDTH). Where the CPU multiplies pairs of bfloat16, the queries and keys of such numbers are pairs
+    of neighbours, and values those of two keys, in `value_pairs` (KEYS // 2, head_dim).
     """
+    comptime pairs = type == DType.bfloat16 and of_kv == DType.bfloat16 and HAS_PAIRS
+    comptime of_column = 2 if pairs else 1
+    comptime Column = DType.float32 if pairs else of_kv
     comptime width = lanes * WIDTH
-    lay_out[lanes](queries, q, first, n_queries - 1, q_stride, head_dim)
-    var scale = rsqrt(Float(head_dim))  # for 64 a power of two: scores are rounded where they would be without it
+    lay_out[lanes, pairs](queries, q, first, n_queries - 1, q_stride, head_dim // of_column)
+    var keys = Numbers[Column](unsafe_from_address=Int(k))
+    var stride = key_stride // of_column
+    var scale = rsqrt(Float(head_dim)) * LOG2_E  # weights are exp2 of scaled scores
     comptime for i in range(0, head_dim * width, WIDTH):
-        queries.unsafe_store(i, queries.unsafe_load[width=WIDTH](i) * scale)
         sums.unsafe_store(i, Floats(0))
     var largest = Array[Floats, lanes](fill=Floats(Float.MIN_FINITE))
     var total = Array[Floats, lanes](fill=Floats(0))
@@ -94,7 +117,8 @@ def attend_panel[
 
     for block in range(0, end, KEYS):
         var count = min(KEYS, end - block)
-        scores_of[lanes](scores, k.unsafe_offset(block * key_stride), queries, key_stride, head_dim, count)
+        var of_block = keys.unsafe_offset(block * stride)
+        scores_of[lanes, pairs](scores, of_block, queries, stride, head_dim // of_column, count)
         if causal:
             for t in range(max(0, seen - block), count):
                 comptime for l in range(lanes):
@@ -108,22 +132,41 @@ def attend_panel[
             var top = largest[l]
             for t in range(count):
                 top = max(top, scores.unsafe_load[width=WIDTH](t * width + l * WIDTH))
-            var correction = exp2((largest[l] - top) * LOG2_E)
+            var correction = exp2((largest[l] - top) * scale)
             var sum = total[l] * correction
-            for t in range(count):
-                var weight = exp2((scores.unsafe_load[width=WIDTH](t * width + l * WIDTH) - top) * LOG2_E)
-                scores.unsafe_store(t * width + l * WIDTH, weight)
+
+            @always_inline
+            def weigh(t: Int) {mut sum, imm} -> Floats:
+                var weight = exp2((scores.unsafe_load[width=WIDTH](t * width + l * WIDTH) - top) * scale)
                 sum += weight
+                return weight
+
+            comptime if pairs:
+                for t in range(0, count, 2):
+                    var weight = weigh(t)
+                    var next = weigh(t + 1) if t + 1 < count else Floats(0)
+                    scores.unsafe_store(t // 2 * width + l * WIDTH, paired(weight, next))
+            else:
+                for t in range(count):
+                    scores.unsafe_store(t * width + l * WIDTH, weigh(t))
             if top.ne(largest[l]).reduce_or():
                 for d in range(head_dim):
                     var at = d * width + l * WIDTH
                     sums.unsafe_store(at, sums.unsafe_load[width=WIDTH](at) * correction)
             largest[l] = top
             total[l] = sum
-        comptime for d in range(0, head_dim, TILE_ROWS):
-            multiply[TILE_ROWS, lanes, start=False](
-                sums.unsafe_offset(d * width), v.unsafe_offset(block * key_stride + d), scores, 1, key_stride, count
-            )
+        var values = v.unsafe_offset(block * key_stride)
+        comptime if pairs:
+            pair_values[head_dim](value_pairs, values, key_stride, count)
+            comptime for d in range(0, head_dim, TILE_ROWS):
+                multiply[TILE_ROWS, lanes, pairs=True, start=False](
+                    sums.unsafe_offset(d * width), value_pairs.unsafe_offset(d), scores, 1, head_dim, ceildiv(count, 2)
+                )
+        else:
+            comptime for d in range(0, head_dim, TILE_ROWS):
+                multiply[TILE_ROWS, lanes, start=False](
+                    sums.unsafe_offset(d * width), values.unsafe_offset(d), scores, 1, key_stride, count
+                )
 
     comptime for l in range(lanes):
         var inverse = 1 / total[l]
@@ -160,6 +203,7 @@ def attend_many[
     var of_queries = Scratch(head_dim * PANEL)
     var of_scores = Scratch(KEYS * PANEL)
     var of_sums = Scratch(head_dim * PANEL)
+    var of_pairs = Scratch(KEYS // 2 * head_dim)
     for first in range(start, end, PANEL):
         var lanes = min(LANES, ceildiv(end - first, WIDTH))
         comptime for l in range(1, LANES + 1):
@@ -172,6 +216,7 @@ def attend_many[
                     of_queries.pointer(),
                     of_scores.pointer(),
                     of_sums.pointer(),
+                    of_pairs.pointer(),
                     y_stride,
                     q_stride,
                     key_stride,

@@ -3,6 +3,7 @@
 from std.math import ceildiv
 from std.sys import CompilationTarget, size_of
 
+from .pairs import HAS_PAIRS, Halves, as_pairs, multiply_add
 from .sharing import n_cores, share
 from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, gelu
 
@@ -17,7 +18,7 @@ comptime LEAST_ROWS = 96  # of a task: a panel is laid out for them
 
 @always_inline
 def multiply[
-    type: DType, //, rows: Int, lanes: Int, start: Bool = True
+    type: DType, //, rows: Int, lanes: Int, pairs: Bool = False, start: Bool = True
 ](
     c: Pointer[mut=True, Float, ...],
     a: Pointer[Scalar[type], ...],
@@ -28,7 +29,7 @@ def multiply[
     b_step: Int = lanes * WIDTH,
     c_row: Int = lanes * WIDTH,
 ):
-    """Compute c (rows, lanes * WIDTH) = or += a (rows, depth) @ b (depth, lanes * WIDTH).
+    """Compute c (rows, lanes * WIDTH) = or += a (rows, depth) @ b (depth, lanes * WIDTH), of numbers or pairs.
 
     A row of a is `a_row` behind the one before, a column `a_step`; a row of b is `b_step` behind the one before, and
     of c `c_row`.
@@ -45,7 +46,7 @@ def multiply[
         comptime for r in range(rows):
             var factor = Floats(a[unsafe_offset = r * a_row + j * a_step].cast[DType.float32]())
             comptime for l in range(lanes):
-                sums[r * lanes + l] = factor.fma(bs[l], sums[r * lanes + l])
+                sums[r * lanes + l] = multiply_add[pairs](factor, bs[l], sums[r * lanes + l])
     comptime for r in range(rows):
         comptime for l in range(lanes):
             c.unsafe_store(r * c_row + l * WIDTH, sums[r * lanes + l])
@@ -67,8 +68,15 @@ def transpose(rows: Array[Floats, WIDTH]) -> Array[Floats, WIDTH]:
 
 
 @always_inline
-def load[full: Bool, type: DType](p: Pointer[Scalar[type], ...], count: Int) -> Floats:
-    """Load a vector as float32, or its first `count` values, the others being zero."""
+def load[full: Bool, type: DType, pairs: Bool = False](p: Pointer[Scalar[type], ...], count: Int) -> Floats:
+    """Load a vector as float32, or as pairs, or its first `count` values or pairs, the others being zero."""
+    comptime if pairs:
+        comptime if full:
+            return as_pairs(p.unsafe_load[width=2 * WIDTH](0))
+        var halves = Halves(0)
+        for i in range(2 * count):
+            halves[i] = p[unsafe_offset=i].cast[DType.bfloat16]()
+        return as_pairs(halves)
     comptime if full:
         return p.unsafe_load[width=WIDTH](0).cast[DType.float32]()
     var result = Floats(0)
@@ -127,7 +135,7 @@ struct Source(TrivialRegisterPassable):
 
 @always_inline
 def lay_out[
-    type: DType, //, lanes: Int
+    type: DType, //, lanes: Int, pairs: Bool = False
 ](
     panel: Pointer[mut=True, Float, ...],
     w: Pointer[Scalar[type], ...],
@@ -136,7 +144,11 @@ def lay_out[
     stride: Int,
     depth: Int,
 ):
-    """Lay out `depth` columns of rows of w, which are `stride` apart, as float32 (depth, lanes * WIDTH)."""
+    """Lay out `depth` columns of rows of w, which are `stride` apart, as float32 (depth, lanes * WIDTH).
+
+    Of `pairs`, a column is two of w.
+    """
+    comptime of_column = 2 if pairs else 1
 
     @always_inline
     def square[full: Bool](lane: Int, first: Int) {imm}:
@@ -144,7 +156,7 @@ def lay_out[
         var rows = Array[Floats, WIDTH](fill=Floats(0))
         comptime for i in range(WIDTH):
             var of_row = min(row + lane * WIDTH + i, last_row)
-            rows[i] = load[full](w.unsafe_offset(of_row * stride + first), count)
+            rows[i] = load[full, type, pairs](w.unsafe_offset(of_row * stride + first * of_column), count)
         var columns = transpose(rows)
         comptime for i in range(WIDTH):
             if full or i < count:
@@ -174,9 +186,15 @@ def gemm[
     """Compute y (m, n) = x (m, k) @ w (n, k).T, with a `finish`, k being taps * n_in.
 
     The m rows are those of sequences of length_out rows each, to each of which the residual (length_out, n) is added. If
-    there are heads, y is written as (m // length_out, n // head_dim, length_out, head_dim).
+    there are heads, y is written as (m // length_out, n // head_dim, length_out, head_dim). Where x is bfloat16 and the
+    CPU multiplies pairs of it, w is rounded as well, and n_in has to be even.
     """
-    var n_in = source.n_in
+    comptime pairs = of_x == DType.bfloat16 and HAS_PAIRS
+    comptime of_column = 2 if pairs else 1  # values that are multiplied together
+    comptime Column = DType.float32 if pairs else of_x
+    if source.n_in % of_column != 0:
+        raise Error("products of bfloat16 take pairs, and there are ", source.n_in, " columns")
+    var n_in = source.n_in // of_column  # columns, as are channels below
     var k = n_in * taps
     var chunk = ceildiv(ceildiv(n_in, ceildiv(k, DEPTH)), WIDTH) * WIDTH  # channels
 
@@ -193,10 +211,10 @@ def gemm[
             comptime for l in range(LANES):
                 ws[l] = panel.unsafe_load[width=WIDTH](j * PANEL + l * WIDTH)
             comptime for r in range(TILE_ROWS):
-                var row = Pointer[mut=False, Scalar[of_x], UntrackedOrigin[mut=False]](unsafe_from_address=addresses[r])
+                var row = Numbers[Column](unsafe_from_address=addresses[r])
                 var factor = Floats(row[unsafe_offset=j].cast[DType.float32]())
                 comptime for l in range(LANES):
-                    sums[r * LANES + l] = factor.fma(ws[l], sums[r * LANES + l])
+                    sums[r * LANES + l] = multiply_add[pairs](factor, ws[l], sums[r * LANES + l])
 
     @always_inline
     def place_of_row(row: Int) {imm} -> Int:
@@ -233,7 +251,7 @@ def gemm[
         var tiles = min(n_tiles, ceildiv(m - first_row, TILE_ROWS))
         var of_panel = Scratch(min(k, chunk * taps) * PANEL)
         var of_sums = Scratch(tiles * TILE_ROWS * PANEL if chunk < n_in else 0)
-        var zeros = List[Scalar[of_x]](length=chunk if taps > 1 else 0, fill=0)
+        var zeros = List[Scalar[of_x]](length=chunk * of_column if taps > 1 else 0, fill=0)
         var panel = of_panel.pointer()
         # divisions take as long as a good part of a row's products: one for each row of y, not for each vector
         var places = Array[Int, LANES](fill=0)
@@ -242,8 +260,9 @@ def gemm[
         for channel in range(0, n_in, chunk):
             var n_channels = min(chunk, n_in - channel)
             for tap in range(taps):
-                var of_tap = w.unsafe_offset(tap * n_in + channel)
-                lay_out[LANES](panel.unsafe_offset(tap * n_channels * PANEL), of_tap, column, n - 1, k, n_channels)
+                var of_tap = w.unsafe_offset((tap * n_in + channel) * of_column)
+                var to = panel.unsafe_offset(tap * n_channels * PANEL)
+                lay_out[LANES, pairs](to, of_tap, column, n - 1, k * of_column, n_channels)
             for tile in range(tiles):
                 var row = first_row + tile * TILE_ROWS
                 var kept = of_sums.pointer().unsafe_offset(tile * TILE_ROWS * PANEL)
@@ -255,7 +274,7 @@ def gemm[
                     var addresses = Array[Int, TILE_ROWS](fill=0)
                     comptime for r in range(TILE_ROWS):
                         var at = source.offset(taps, min(row + r, m - 1), tap)
-                        addresses[r] = Int(zeros.unsafe_ptr()) if at < 0 else Int(x.unsafe_offset(at + channel))
+                        addresses[r] = Int(zeros.unsafe_ptr()) if at < 0 else Int(x.unsafe_offset(at + channel * of_column))
                     multiply_rows(sums, addresses, panel.unsafe_offset(tap * n_channels * PANEL), n_channels)
                 var is_last = channel + n_channels == n_in
                 comptime for r in range(TILE_ROWS):

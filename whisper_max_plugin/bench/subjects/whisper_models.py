@@ -76,7 +76,7 @@ class WhisperSubject:
         storage = Storage(kv=2, half_products=True) if self._half else Storage()
         if self._backend == "max":
             types = self._engine().types
-            weights, step_weights, kv = (t.size_in_bytes for t in (types.operands, types.stored, types.cache))
+            weights, step_weights, kv = (t.size_in_bytes for t in (types.matrices, types.stored, types.cache))
             storage = Storage(weights, step_weights, kv, types.are_half)
         return Loaded(imported - started, loaded - imported, storage)
 

@@ -1,0 +1,54 @@
+"""What this machine's processor can do, and which one the host's part of graphs for GPUs is compiled for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+
+def features() -> list[str]:
+    """Return what the processor can do, as Linux names it; nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return line.partition(":")[2].split()
+    return []
+
+
+@cache
+def digest() -> str:
+    """Digest of the processor's features: graphs are compiled for them, and homes are shared by machines."""
+    described = [platform.machine(), platform.processor(), *features()]
+    return hashlib.sha256(" ".join(described).encode()).hexdigest()[:16]
+
+
+def multiplies_pairs() -> bool:
+    """Tell whether the processor multiplies bfloat16 twice as fast as float32, see ``kernels/pairs.mojo``."""
+    return "avx512_bf16" in features()
+
+
+def host_code() -> str:
+    """Return which processor the host's part of graphs for GPUs is compiled for.
+
+    It is small and copies a few numbers, so it need not be this machine's: what one machine compiles, others run.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or "avx2" not in features():
+        return "generic"
+    return "x86-64-v3"
+
+
+@contextlib.contextmanager
+def portable_host_code() -> Iterator[None]:
+    """Compile host code for `host_code` inside, and for this machine again afterwards."""
+    from max.driver import get_virtual_cpu_target, set_virtual_cpu_target
+
+    before = get_virtual_cpu_target()
+    set_virtual_cpu_target(host_code())
+    try:
+        yield
+    finally:
+        set_virtual_cpu_target(before)
