@@ -4,7 +4,7 @@ from __future__ import annotations
 
 USAGE_OF_OPTIONS = "[--precision NAME] [--vad] [--progress] [--batch_size N]"
 HELP_OF_OPTIONS = (
-    "--precision NAME what the decoder's weights are rounded to: float32, float16, bfloat16, int8 "
+    "--precision NAME what weights are rounded to: float32, float16, bfloat16, int8 "
     "(default: WHISPER_MAX_PRECISION, else float32, which rounds nothing) (with --backend max) "
     "--vad transcribe only where somebody speaks (with --backend max) "
     "--progress show how far each file is, how fast that goes and how long it will take (with --backend max) "

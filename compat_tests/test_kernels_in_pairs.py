@@ -14,7 +14,7 @@ from max.engine import Model
 from max.graph import DeviceRef, Graph, Module, TensorType
 from torch import Tensor
 
-from whisper_max_plugin.execution.processor import multiplies_pairs
+from whisper_max_plugin.execution.processor import features
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import kernel_library, kernels
 
@@ -25,6 +25,7 @@ N_HEAD = 3
 LENGTHS = [2, 30, 96, 98]  # that are convolved
 ROUNDED = 2**-9  # by bfloat16, of a number, at most
 WEIGHTS = ["bfloat16", "float32"]
+IN_PAIRS = "avx512_bf16" in features()  # whether that is faster or not, see `multiplies_pairs`
 CPU = DeviceRef.CPU()
 
 
@@ -74,7 +75,7 @@ def run(model: Model, *inputs: Tensor) -> Tensor:
 
 def multiplied(weight: Tensor) -> Tensor:
     """Return the weights that are multiplied: without pairs they are not rounded."""
-    return weight.bfloat16().double() if multiplies_pairs() else weight.double()
+    return weight.bfloat16().double() if IN_PAIRS else weight.double()
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -99,7 +100,7 @@ def test_convolutions(graphs: dict[str, Model], length: int, stride: int, n_in: 
     assert_close(actual, expected + positions)
 
 
-@pytest.mark.skipif(not multiplies_pairs(), reason="this CPU multiplies numbers one by one")
+@pytest.mark.skipif(not IN_PAIRS, reason="this CPU multiplies numbers one by one")
 def test_an_odd_number_of_columns_is_refused(graphs: dict[str, Model]) -> None:
     with pytest.raises(ValueError, match="products of bfloat16 take pairs, and there are 383 columns"):
         run(graphs["linear float32"], torch.randn(1, 48, 383).bfloat16(), torch.randn(8, 383), torch.randn(8))

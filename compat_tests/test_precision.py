@@ -206,10 +206,20 @@ def test_only_what_rounds_more_than_float16_is_multiplied_in_pairs(
     assert types.matrices == DType.float32  # the model's own, so that no others lie in memory
 
 
-def test_a_processor_multiplies_pairs_if_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags, expected in (("flags\t\t: fpu avx512f avx512_bf16 sse", True), ("flags\t\t: fpu avx512f sse", False)):
-        monkeypatch.setattr(Path, "read_text", lambda _, flags=flags: f"model name\t: avx512_bf16\n{flags}\n")
-        assert multiplies_pairs() is expected
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", "fpu avx512f avx512_bf16 sse", True),
+        ("AuthenticAMD", "fpu avx512f sse", False),
+        ("GenuineIntel", "fpu avx512f avx512_bf16 sse", False),
+    ],
+)
+def test_a_processor_multiplies_pairs_if_it_is_faster_so(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, expected: bool
+) -> None:
+    described = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: avx512_bf16\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(Path, "read_text", lambda _: described)
+    assert multiplies_pairs() is expected
 
 
 @pytest.mark.parametrize("options", [{}, {"beam_size": 5}], ids=["greedy", "beams"])

@@ -35,7 +35,7 @@ def install(backend: str = "max", precision: str | None = None) -> None:
     backend : str
         "max", "torch" or the name of any registered backend
     precision : str | None
-        what this backend rounds the decoder's weights to for its steps, "int8" for one; see `load_model` after this
+        what this backend rounds weights to, "int8" for one; see `load_model` after this
 
     Raises
     ------

@@ -14,7 +14,8 @@ DEFAULT = "float32"
 PRECISIONS = (DEFAULT, "float16", "bfloat16", "int8")
 """What the weights are that a step reads; all products are summed up in float32.
 
-With the default they are the checkpoint's own, in float16 where all of them are exact in it. The others round them.
+With the default they are the checkpoint's own, in float16 where all of them are exact in it. The others round them, and
+all but float16 what is multiplied in a window's other passes, where the CPU multiplies pairs of bfloat16.
 """
 VARIABLE = "WHISPER_MAX_PRECISION"
 

@@ -52,8 +52,9 @@ ADDED_DOCUMENTATION = """
     backend : str
         what runs the model: "max", "torch" or any registered backend; by default the one that is switched on
     precision : str
-        what the backend "max" rounds the decoder's weights to for its steps: "float16", "bfloat16" or "int8"; by
-        default "float32", which rounds nothing
+        what the backend "max" rounds the decoder's weights to: "float16", "bfloat16" or "int8"; with the latter two
+        also what is multiplied once for a window, where the CPU is faster so; by default "float32", which rounds
+        nothing
 """
 
 

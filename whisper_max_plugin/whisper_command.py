@@ -67,7 +67,7 @@ OPTIONS = (
         "precision",
         {
             "metavar": "NAME",
-            "help": f"what the decoder's weights are rounded to: {', '.join(precision.PRECISIONS)} "
+            "help": f"what weights are rounded to: {', '.join(precision.PRECISIONS)} "
             f"(default: {precision.VARIABLE}, else {precision.DEFAULT}, which rounds nothing)",
         },
         _compute_with,

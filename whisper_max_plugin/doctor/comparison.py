@@ -18,7 +18,7 @@ from ..precision import DEFAULT
 from ..report import REPORT
 from . import parity_checks as checks
 
-LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-1}
 """Of the largest magnitude that upstream computes, in float32: for each precision, much more than it rounds."""
 
 

@@ -12,11 +12,16 @@ from pathlib import Path
 
 def features() -> list[str]:
     """Return what the processor can do, as Linux names it; nothing elsewhere."""
+    return _described("flags", "features").split()
+
+
+def _described(*names: str) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("flags", "features")):
-                return line.partition(":")[2].split()
-    return []
+            name, _, value = line.partition(":")
+            if name.strip().lower() in names:
+                return value.strip()
+    return ""
 
 
 @cache
@@ -27,8 +32,11 @@ def digest() -> str:
 
 
 def multiplies_pairs() -> bool:
-    """Tell whether the processor multiplies bfloat16 twice as fast as float32, see ``kernels/pairs.mojo``."""
-    return "avx512_bf16" in features()
+    """Tell whether the processor multiplies bfloat16 twice as fast as float32, see ``kernels/pairs.mojo``.
+
+    AMD's do from Zen 4 on. Intel's with the same instruction are said to be slower by it, since they are made for AMX.
+    """
+    return _described("vendor_id") == "AuthenticAMD" and "avx512_bf16" in features()
 
 
 def host_code() -> str:

