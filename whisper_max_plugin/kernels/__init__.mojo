@@ -8,7 +8,9 @@ from .layers import *
 from .linear import *
 from .linear_int8 import *
 from .log_mel import *
+from .many_tokens import *
 from .matmul import *
+from .pairs import *
 from .phases import *
 from .search import *
 from .sharing import *
