@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -57,6 +58,26 @@ def test_each_thread_is_looked_after() -> None:
     with ThreadPoolExecutor(1) as pool, looking.over(woken.set):
         pool.submit(lambda: looking.over(lambda: None).__enter__()).result()
         assert woken.wait(60)
+
+
+def test_what_ran_is_let_go() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.woken = threading.Event()
+
+        def wake(self) -> None:
+            self.woken.set()
+
+    model, looking = Model(), Watch()
+    with looking.over(model.wake):
+        assert model.woken.wait(60)
+    kept = weakref.ref(model)
+    del model
+    for _ in range(20):  # while the watch ends its last look
+        time.sleep(PATIENCE / 2)
+        if kept() is None:
+            break
+    assert kept() is None
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

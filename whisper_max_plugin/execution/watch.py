@@ -50,17 +50,20 @@ class Watch:
         while True:
             self._something_runs.wait()
             time.sleep(PATIENCE)
-            latest = time.monotonic() - PATIENCE
-            runs = list(self._runs.values())
-            for began, wake in runs:
-                if began <= latest:
-                    logger.debug("a graph runs for %.2f s: waking MAX's threads", time.monotonic() - began)
-                    wake()
-                    break  # threads are the process's, whoever waits for them
-            if not runs:
-                self._something_runs.clear()
-                if self._runs:  # begun in between
-                    self._something_runs.set()
+            self._look_once()  # with names of its own, which would else keep the latest run's model while nothing runs
+
+    def _look_once(self) -> None:
+        latest = time.monotonic() - PATIENCE
+        runs = list(self._runs.values())
+        for began, wake in runs:
+            if began <= latest:
+                logger.debug("a graph runs for %.2f s: waking MAX's threads", time.monotonic() - began)
+                wake()
+                break  # threads are the process's, whoever waits for them
+        if not runs:
+            self._something_runs.clear()
+            if self._runs:  # begun in between
+                self._something_runs.set()
 
 
 WATCH = Watch()
