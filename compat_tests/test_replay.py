@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import whisper_max_plugin
 from whisper_max_plugin.doctor import comparison, parity_checks
 from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.inference.search import STEPS_AHEAD, Rules, Search
 
@@ -64,17 +66,20 @@ class Recorder:
     ----------
     runs_at_once : bool
         whether recording runs the graph as well
+    wake : Callable[[], None]
+        wakes MAX's threads, should they sleep through a run (`watch`): engines leave that out while GPUs record
     """
 
-    def __init__(self, runs_at_once: bool) -> None:
+    def __init__(self, runs_at_once: bool, wake: Callable[[], None]) -> None:
         self.runs_at_once = runs_at_once
+        self.wake = wake
         self.recordings: dict[int, tuple[list[Buffer], list[Buffer]]] = {}
         self.n_recorded = 0
 
     def capture(self, model: Model, key: int, *buffers: Buffer) -> list[Buffer]:
         assert key not in self.recordings
         changed = [buffer.to_numpy().copy() for buffer in buffers]
-        outputs = [output.copy() for output in model.execute(*buffers)]
+        outputs = [output.copy() for output in self._execute(model, buffers)]
         if not self.runs_at_once:
             for buffer, before in zip(buffers, changed, strict=True):
                 buffer.inplace_copy_from(Buffer.from_dlpack(before))
@@ -86,16 +91,20 @@ class Recorder:
     def replay(self, model: Model, key: int, *buffers: Buffer) -> None:
         recorded, outputs = self.recordings[key]
         assert [buffer._data_ptr() for buffer in buffers] == [buffer._data_ptr() for buffer in recorded]
-        for output, latest in zip(outputs, model.execute(*buffers), strict=True):
+        for output, latest in zip(outputs, self._execute(model, buffers), strict=True):
             output.inplace_copy_from(latest)
+
+    def _execute(self, model: Model, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        with WATCH.over(self.wake):
+            return list(model.execute(*buffers))
 
     def release(self, _model: Model, key: int) -> None:
         del self.recordings[key]
 
 
 @pytest.fixture(params=[False, True], ids=["recording does not run the graph", "recording runs the graph"])
-def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder(request.param)
+def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nano: Pair) -> Recorder:
+    recorder = Recorder(request.param, nano.max.decoder.runtime.engine()._wake)
     monkeypatch.setattr(Model, "capture", lambda model, *arguments: recorder.capture(model, *arguments))
     monkeypatch.setattr(Model, "replay", lambda model, *arguments: recorder.replay(model, *arguments))
     monkeypatch.setattr(Model, "release_captured_graph", lambda model, key: recorder.release(model, key))
