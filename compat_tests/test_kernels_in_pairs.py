@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from max.driver import Buffer
 from max.dtype import DType
 from max.engine import Model
 from max.graph import DeviceRef, Graph, Module, TensorType
@@ -19,6 +18,7 @@ from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import kernel_library, kernels
 
 from .compare import assert_close
+from .test_kernels import run
 
 HEAD_DIMS = [16, 64]
 N_HEAD = 3
@@ -68,11 +68,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def run(model: Model, *inputs: Tensor) -> Tensor:
-    (output,) = model.execute(*(Buffer.from_dlpack(x.contiguous()) for x in inputs))
-    return torch.from_dlpack(output)
-
-
 def multiplied(weight: Tensor) -> Tensor:
     """Return the weights that are multiplied: without pairs they are not rounded."""
     return weight.bfloat16().double() if IN_PAIRS else weight.double()
@@ -106,6 +101,15 @@ def test_an_odd_number_of_columns_is_refused(graphs: dict[str, Model]) -> None:
         run(graphs["linear float32"], torch.randn(1, 48, 383).bfloat16(), torch.randn(8, 383), torch.randn(8))
 
 
+def assert_attends(actual: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
+    """The weights of a softmax are rounded, and so is what they make of the values."""
+    assert actual.dtype == torch.bfloat16
+    by_head = q.view(*q.shape[:2], N_HEAD, -1).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(by_head.double(), keys.double(), values.double())
+    error = (actual.double() - expected.transpose(1, 2).reshape(q.shape)).abs().max()
+    assert error <= 2 * ROUNDED * values.double().abs().max()
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("n_keys", [1, 17, 96, 97, 129, 1500])
 @pytest.mark.parametrize("n_queries", [6, 47, 48, 49, 300])
@@ -113,14 +117,7 @@ def test_an_odd_number_of_columns_is_refused(graphs: dict[str, Model]) -> None:
 def test_attention(graphs: dict[str, Model], head_dim: int, n_keys: int, n_queries: int, n_audio: int) -> None:
     q = (3 * torch.randn(n_audio, n_queries, N_HEAD * head_dim)).bfloat16()
     keys, values = torch.randn(2, n_audio, N_HEAD, n_keys, head_dim).bfloat16()
-    actual = run(graphs[f"attention {head_dim}"], q, keys, values)
-    assert actual.dtype == torch.bfloat16
-    by_head = q.view(n_audio, n_queries, N_HEAD, head_dim).transpose(1, 2)
-    expected = F.scaled_dot_product_attention(by_head.double(), keys.double(), values.double())
-    expected = expected.transpose(1, 2).reshape(q.shape)
-    # the weights of a softmax are rounded, and so is what they make of the values
-    error = (actual.double() - expected).abs().max()
-    assert error <= 2 * ROUNDED * values.double().abs().max()
+    assert_attends(run(graphs[f"attention {head_dim}"], q, keys, values), q, keys, values)
 
 
 def test_rising_scores(graphs: dict[str, Model]) -> None:
@@ -129,8 +126,4 @@ def test_rising_scores(graphs: dict[str, Model]) -> None:
     q = torch.ones(1, 60, N_HEAD * 64).bfloat16()
     keys = torch.linspace(0, 40, n_keys).bfloat16()[:, None].expand(1, N_HEAD, n_keys, 64).contiguous()
     values = torch.randn(1, N_HEAD, n_keys, 64).bfloat16()
-    by_head = q.view(1, 60, N_HEAD, 64).transpose(1, 2)
-    expected = F.scaled_dot_product_attention(by_head.double(), keys.double(), values.double())
-    actual = run(graphs["attention 64"], q, keys, values)
-    error = (actual.double() - expected.transpose(1, 2).reshape(q.shape)).abs().max()
-    assert error <= 2 * ROUNDED * values.double().abs().max()
+    assert_attends(run(graphs["attention 64"], q, keys, values), q, keys, values)

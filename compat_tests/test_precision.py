@@ -21,6 +21,7 @@ import whisper_max_plugin
 from whisper_max_plugin import loading
 from whisper_max_plugin.bench.accuracy import word_error_rate
 from whisper_max_plugin.doctor import parity
+from whisper_max_plugin.doctor.comparison import LIMITS
 from whisper_max_plugin.errors import PrecisionError
 from whisper_max_plugin.execution import artifacts, engine, weights
 from whisper_max_plugin.execution.devices import HOST, Device
@@ -34,6 +35,7 @@ from .conftest import Pair
 from .data import NANO, SAMPLE, SAMPLE_LONG, reference_text
 from .kv_caches import with_cache
 from .seam_fixtures import TOKENS, features, mel, mels, no_grad
+from .test_doctor_parity import failed
 
 __all__ = ["features", "mel", "mels", "no_grad"]  # fixtures, found by name
 
@@ -311,3 +313,14 @@ def test_parity_compares_the_default_whatever_the_environment_says(monkeypatch: 
     monkeypatch.setenv("WHISPER_MAX_PRECISION", "int8")
     result = parity.check_model(str(NANO), parity.load_audio(None), "cpu")
     assert (result.ok, result.precision) == (True, "float32")
+
+
+@pytest.mark.parametrize(
+    "precision", [pytest.param(name, marks=() if name == "int8" else pytest.mark.large) for name in PRECISIONS[1:]]
+)
+def test_every_precision_passes_within_a_limit_of_its_own(nano: Pair, precision: str) -> None:
+    result = parity.check_model(str(NANO), parity.load_audio(None), "cpu", precision)
+    assert (failed(result), result.precision, result.fallbacks) == ([], precision, {})
+    assert {row.name: row.limit for row in result.rows} == {
+        row.name: LIMITS["float32" if row.name == "mel" else precision] for row in result.rows
+    }

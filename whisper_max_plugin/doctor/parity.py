@@ -5,7 +5,6 @@ Upstream's model computes everything first and is accelerated in place then, so 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import platform
@@ -21,7 +20,7 @@ from whisper.model import Whisper
 from .. import audio, environment, loading
 from ..checkpoints.names import check_name
 from ..errors import UnknownModelError, WhisperMaxError
-from ..execution import devices
+from ..execution import devices, processor
 from ..inference.model import accelerate
 from ..precision import DEFAULT
 from ..report import REPORT
@@ -49,17 +48,8 @@ class Parity:
 def machine() -> dict[str, str | None]:
     """Return versions of the libraries, and what they run on."""
     versions = {name: environment.version(name) for name in DISTRIBUTIONS}
-    cpu = f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
+    cpu = f"{processor.name()} ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
     return {**versions, "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu}
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def choose_models(names: Sequence[str]) -> list[str]:

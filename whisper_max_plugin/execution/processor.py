@@ -10,16 +10,21 @@ from functools import cache
 from pathlib import Path
 
 
+def name() -> str:
+    """Return what the processor is sold as, or else its architecture."""
+    return _described("model name") or platform.processor() or platform.machine()
+
+
 def features() -> list[str]:
     """Return what the processor can do, as Linux names it; nothing elsewhere."""
     return _described("flags", "features").split()
 
 
-def _described(*names: str) -> str:
+def _described(*keys: str) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip().lower() in names:
+            key, _, value = line.partition(":")
+            if key.strip().lower() in keys:
                 return value.strip()
     return ""
 
