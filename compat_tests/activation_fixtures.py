@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, startup, upstream
+from whisper_max_plugin import backends, choices, upstream
 
 from .echo_backend import EchoPlugin
 
@@ -19,8 +19,8 @@ def switched_off(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     was_active = whisper_max_plugin.is_active()
     whisper_max_plugin.uninstall()
-    monkeypatch.setattr(startup, "command_line_backend", None)
-    monkeypatch.setattr(startup, "command_line_precision", None)
+    monkeypatch.setattr(choices.command_line, "backend", None)
+    monkeypatch.setattr(choices.command_line, "precision", None)
     monkeypatch.setattr(upstream, "_reported", set())
     yield
     whisper_max_plugin.uninstall()

@@ -13,7 +13,7 @@ SITECUSTOMIZE = """
 import os
 import time
 
-from whisper_max_plugin.startup import when_imported
+from whisper_max_plugin.import_hook import when_imported
 
 
 def replace_find(devices):

@@ -17,7 +17,8 @@ from whisper.model import Whisper
 
 import whisper_max_plugin
 import whisper_max_plugin.loading
-from whisper_max_plugin.checkpoints.checkpoint import CheckpointError, expected_shapes
+from whisper_max_plugin.checkpoints.checkpoint import expected_shapes
+from whisper_max_plugin.errors import CheckpointError
 
 from .compare import assert_close
 from .conftest import Pair, load_pair

@@ -14,7 +14,7 @@ import pytest
 import whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, errors, loading, startup
+from whisper_max_plugin import backends, choices, errors, loading, startup
 from whisper_max_plugin.cli import main
 from whisper_max_plugin.doctor import checks as doctor
 
@@ -78,7 +78,7 @@ def recorded_backends(monkeypatch, tmp_path):
 
     recorders = [recorder("max"), recorder("torch")]
     monkeypatch.setattr(backends, "all_backends", lambda: recorders)
-    monkeypatch.setattr(startup, "command_line_backend", None)
+    monkeypatch.setattr(choices.command_line, "backend", None)
     monkeypatch.chdir(tmp_path)
     yield used
     whisper_max_plugin.uninstall()

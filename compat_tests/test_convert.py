@@ -13,8 +13,8 @@ import whisper
 from torch import Tensor
 
 import whisper_max_plugin
+from whisper_max_plugin import checkpoints
 from whisper_max_plugin.audio import load_audio
-from whisper_max_plugin.checkpoints import checkpoint
 from whisper_max_plugin.cli import main
 from whisper_max_plugin.errors import CheckpointError
 
@@ -133,7 +133,7 @@ LARGES = whisper._ALIGNMENT_HEADS["large-v2"].decode()
 @pytest.mark.parametrize("entry", ["all of them", "", "é", LARGES, LARGES[:15], LARGES[:-5]])
 def test_alignment_heads_that_are_not_this_models(nano: Pair, path: Path, entry: str) -> None:
     torch.save(torch.load(NANO) | {"alignment_heads": entry}, path)
-    error = error_of(lambda: checkpoint.read(path))
+    error = error_of(lambda: checkpoints.read(path))
     assert isinstance(error, CheckpointError)
     assert_one_sentence(error, path, "damaged", "convert the checkpoint again")
 

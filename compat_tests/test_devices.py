@@ -16,9 +16,9 @@ import torch
 import whisper
 from max.engine import Model
 
-from whisper_max_plugin import loading, startup
+from whisper_max_plugin import loading, startup, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
-from whisper_max_plugin.doctor import parity_checks, trial
+from whisper_max_plugin.doctor import parity_checks
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirror
@@ -271,7 +271,7 @@ def test_a_trial_tells_what_happens_to_its_process(
 
 
 def test_a_load_imports_nothing_that_only_the_comparison_needs() -> None:
-    needless = {"av", "whisper_max_plugin.doctor.trial"}
+    needless = {"av", "whisper_max_plugin.doctor.parity"}
     code = f"import sys, whisper_max_plugin.loading; print(sorted({needless} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout == "[]\n"

@@ -17,7 +17,7 @@ import pytest
 
 FOLDER = Path(__file__).parent / "gpu"
 BREAKS_PARITY = """
-from whisper_max_plugin.startup import when_imported
+from whisper_max_plugin.import_hook import when_imported
 
 when_imported("whisper_max_plugin.doctor.comparison", lambda comparison: comparison.LIMITS.update(float32=0.0))
 """

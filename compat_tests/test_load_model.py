@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin import errors, startup, upstream
+from whisper_max_plugin import choices, errors, upstream
 
 from .activation_fixtures import echo, switched_off, whisper
 from .echo_backend import GIVEN, PRECEDENCE
@@ -72,7 +72,7 @@ def test_without_max_the_max_backend_says_how_to_install_it_and_torch_works(whis
 def test_each_way_to_choose_a_backend_wins_over_the_ways_below_it(whisper, echo, monkeypatch, given, chosen):
     upstream.activate(GIVEN["installed"] if "installed" in given else None)
     if "command_line" in given:
-        monkeypatch.setattr(startup, "command_line_backend", GIVEN["command_line"])
+        monkeypatch.setattr(choices.command_line, "backend", GIVEN["command_line"])
     if "environment" in given:
         monkeypatch.setenv("WHISPER_BACKEND", GIVEN["environment"])  # after activation: it is read at call time
     keyword = {"backend": GIVEN["keyword"]} if "keyword" in given else {}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from whisper.model import Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin.checkpoints.checkpoint import CheckpointError
+from whisper_max_plugin.errors import CheckpointError
 
 from .compare import assert_close, relative_error
 from .conftest import Pair, load_pair, random_checkpoint

@@ -18,7 +18,7 @@ import torch
 from whisper.transcribe import cli
 
 import whisper_max_plugin
-from whisper_max_plugin import startup
+from whisper_max_plugin import choices, startup
 
 from . import grid
 from .data import NANO, SAMPLE, SAMPLE_DE, SAMPLE_ES, SAMPLE_LONG
@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[list[Path], list[str]]] = {
 def whisper_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `whisper FILES… --backend NAME …` in this process; return its files by name, and what it printed."""
     whisper_max_plugin.install()
-    for module, attribute in ((startup, "command_line_backend"), (sys, "excepthook"), (sys, "argv")):
+    for module, attribute in ((choices.command_line, "backend"), (sys, "excepthook"), (sys, "argv")):
         monkeypatch.setattr(module, attribute, getattr(module, attribute))  # to be restored
 
     def run(backend: str, audio: list[Path], options: list[str]) -> tuple[dict[str, str], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin import backends, cli, loading, startup
+from whisper_max_plugin import backends, choices, cli, loading
 from whisper_max_plugin.bench import subjects
 from whisper_max_plugin.doctor import checks as doctor
 from whisper_max_plugin.errors import PrecisionError
@@ -57,7 +57,7 @@ def test_without_a_word_about_it_a_backend_takes_its_own_default(whisper):
 def test_each_way_wins_over_the_ways_below_it(whisper, monkeypatch, given, chosen):
     whisper_max_plugin.install("exact", precision="float32" if "installed" in given else None)
     if "command_line" in given:
-        monkeypatch.setattr(startup, "command_line_precision", "bfloat16")
+        monkeypatch.setattr(choices.command_line, "precision", "bfloat16")
     if "environment" in given:
         monkeypatch.setenv("WHISPER_MAX_PRECISION", " INT8 ")
     keyword = {"precision": "float16"} if "keyword" in given else {}

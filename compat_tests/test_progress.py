@@ -19,7 +19,7 @@ import soundfile
 import whisper
 
 import whisper_max_plugin
-from whisper_max_plugin import startup
+from whisper_max_plugin import choices
 from whisper_max_plugin.cli import main
 
 from .data import NANO, SAMPLE_LONG
@@ -40,7 +40,7 @@ def audio(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Run `whisper-max transcribe` in this process; return what it prints on stdout and on stderr."""
-    monkeypatch.setattr(startup, "command_line_backend", None)
+    monkeypatch.setattr(choices.command_line, "backend", None)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.chdir(tmp_path)
 

@@ -15,7 +15,7 @@ import whisper.utils
 from whisper.audio import SAMPLE_RATE
 
 import whisper_max_plugin
-from whisper_max_plugin import startup
+from whisper_max_plugin import choices
 from whisper_max_plugin.cli import transcribe
 
 from .activation_fixtures import switched_off
@@ -119,9 +119,9 @@ def test_the_next_command_of_the_process_knows_nothing_of_it(greedy: Command, fi
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(whisper_max_plugin, "uninstall", lambda: None)  # as in a program that stays
         greedy(files[0], "--batch_size", "2", "--precision", "float32")
-    assert startup.command_line_precision == "float32"
+    assert choices.command_line.precision == "float32"
     assert greedy(files[1]) == expected
-    assert startup.command_line_precision is None
+    assert choices.command_line.precision is None
 
 
 @pytest.mark.usefixtures("greedy")  # restores what a command changes in this process

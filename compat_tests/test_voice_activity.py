@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from pathlib import Path
@@ -33,6 +34,13 @@ VOICELESS = {
     "noise": noise(35, 0.1),
     "a hum": (0.3 * np.sin(np.arange(35 * SAMPLE_RATE) * 2 * np.pi * 50 / SAMPLE_RATE)).astype(np.float32),
 }
+
+
+def test_the_command_finds_speech_by_the_same_defaults() -> None:
+    of_the_command, public = (inspect.signature(find).parameters for find in (vad.speech_clips, speech_clips))
+    assert {name: parameter.default for name, parameter in of_the_command.items()} == {
+        name: parameter.default for name, parameter in public.items()
+    }
 
 
 def pairs(clips: list[float]) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_max_plugin import startup
+from whisper_max_plugin import import_hook
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def module_file(tmp_path: Path, monkeypatch) -> Path:
 def calls(module_file):
     calls = []
     callback = calls.append
-    startup.when_imported("imported_later", callback)
+    import_hook.when_imported("imported_later", callback)
     yield calls
-    startup.forget("imported_later", callback)
+    import_hook.forget("imported_later", callback)
 
 
 def test_a_callback_runs_right_after_the_module(calls):
@@ -47,10 +47,10 @@ def test_a_callback_for_an_imported_module_runs_at_once_and_again_after_a_reload
     values = []
     callback = lambda imported: values.append(imported.value)  # noqa: E731
     for _ in range(2):
-        startup.when_imported("imported_later", callback)
+        import_hook.when_imported("imported_later", callback)
     module_file.write_text("value = 22\n")
     importlib.reload(module)
-    startup.forget("imported_later", callback)
+    import_hook.forget("imported_later", callback)
     importlib.reload(module)
     assert values == [1, 22]
 
@@ -63,9 +63,9 @@ def test_a_module_that_another_thread_is_importing_is_waited_for(module_file):
         time.sleep(0.01)
     values = []
     callback = lambda imported: values.append(imported.value)  # noqa: E731
-    startup.when_imported("imported_later", callback)
+    import_hook.when_imported("imported_later", callback)
     importing.join()
-    startup.forget("imported_later", callback)
+    import_hook.forget("imported_later", callback)
     assert values == [1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -14,16 +13,14 @@ import torch
 import whisper
 from whisper.model import ModelDimensions, Whisper
 
-from .checkpoints import checkpoint
-from .checkpoints.sizes import OFFICIAL_DIMS
-from .errors import DeviceError, UnknownModelError
-from .execution import artifacts, devices
-from .execution.devices import Device
-from .execution.engine import check_precision, compile_graphs
-from .execution.weights import types_for
-from .graphs import Types
-from .inference.model import MaxWhisper, accelerate
-from .precision import DEFAULT
+from whisper_max_plugin import checkpoints, trial
+from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
+from whisper_max_plugin.errors import DeviceError, UnknownModelError
+from whisper_max_plugin.execution import artifacts, devices
+from whisper_max_plugin.execution.engine import check_precision, compile_graphs
+from whisper_max_plugin.execution.weights import types_for
+from whisper_max_plugin.inference.model import MaxWhisper, accelerate
+from whisper_max_plugin.precision import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +55,7 @@ def load(
     check_precision(precision or DEFAULT, model.dims, graphs_device)
     if graphs_device.shares_memory:
         return accelerate(model, graphs_device, precision)
-    verify = partial(_verify, _path_of(name, download_root), model.dims, graphs_device)
+    verify = partial(trial.verify, _path_of(name, download_root), model.dims, graphs_device)
     try:
         return accelerate(model, graphs_device, precision, verify)
     except DeviceError as error:
@@ -94,7 +91,7 @@ def load_unaccelerated(
         upstream's errors: no such model, failed download
     """
     # upstream verifies downloads by their SHA-256
-    found = checkpoint.read(name) if name not in OFFICIAL_DIMS and _is_path(name) else None
+    found = checkpoints.read(name) if name not in OFFICIAL_DIMS and _is_path(name) else None
     if found is not None and os.path.isdir(name):
         model = Whisper(found.dims)
         model.load_state_dict(found.state)
@@ -107,33 +104,6 @@ def load_unaccelerated(
 
 def _is_path(name: str) -> bool:
     return os.path.isfile(name) or os.path.isdir(name)
-
-
-def _verify(path: str, dims: ModelDimensions, device: Device, types: Types) -> None:
-    """Compare what a GPU computes with torch, once for its architecture, a model's size and types, in another process.
-
-    The kernels, MAX's and the driver meet on the user's machine for the first time, so nothing else can tell; and
-    whatever they do to each other, they do not do it to this process.
-
-    Raises
-    ------
-    DeviceError
-        if graphs and torch differ by more than rounding explains, or the other process hangs or dies
-    """
-    record = artifacts.path_of(dims, str(types), device.kind).with_suffix(".checked")
-    if record.exists():
-        return
-    compile_graphs(dims, types, device)  # so that the other process finds them
-    logger.warning("comparing what %s computes in %s with torch, once for this size", device.name, types.operands.name)
-    from .doctor import trial
-
-    if (problem := trial.run(path, device.name, types.operands.name)) is not None:
-        raise DeviceError(
-            f"what {device.name} computes is not what torch computes ({problem}): load the model with "
-            'device="cpu" (on the command line --device cpu), and report this with the output of `whisper-max doctor`'
-        )
-    with contextlib.suppress(OSError):  # a cache that cannot be written: the next load compares again
-        record.touch()
 
 
 @dataclass(frozen=True)
@@ -172,7 +142,7 @@ def warmup(name: str, device: str | torch.device | None = None, precision: str |
     if name in OFFICIAL_DIMS:
         dims, state = OFFICIAL_DIMS[name], {}  # of no weights at all, all are exact in float16, as OpenAI's are
     elif _is_path(name):
-        found = checkpoint.read(name)
+        found = checkpoints.read(name)
         dims, state = found.dims, dict(found.state)
     else:
         raise UnknownModelError.of(name, OFFICIAL_DIMS)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import whisper
 from whisper.decoding import DecodingOptions
 
-from .errors import OptionError
-from .execution.session import refuse_after_fork
-from .inference.lockstep import Cancelled, Lockstep
-from .inference.model import MaxWhisper
-from .upstream import alignments_in_turn
+from whisper_max_plugin.errors import OptionError
+from whisper_max_plugin.execution.session import refuse_after_fork
+from whisper_max_plugin.inference.lockstep import Cancelled, Lockstep
+from whisper_max_plugin.inference.model import MaxWhisper
+from whisper_max_plugin.upstream import alignments_in_turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ class _Work:
         self._audios = audios
         self._transcribe = transcribe
         self._options = options
-        self._lockstep = Lockstep(model)
+        self._lockstep = Lockstep(model.decoder.runtime)
         self._turn = threading.Lock()  # to ask for the next recording
         self._finished: queue.SimpleQueue[Transcription | BaseException | None] = queue.SimpleQueue()
 

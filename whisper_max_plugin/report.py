@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from typing import Any
 
-from .errors import FallbackError
+from whisper_max_plugin.errors import FallbackError
 
 logger = logging.getLogger(__name__)
 

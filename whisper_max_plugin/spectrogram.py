@@ -14,10 +14,10 @@ import whisper.audio
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
 
-from .report import REPORT
+from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
-    from .inference.runtime import Runtime
+    from whisper_max_plugin.inference.runtime import Runtime
 
 LONG = 16000 * 300  # samples; below, upstream's own function needs little
 CHUNK = 3000  # frames at most: 30 s

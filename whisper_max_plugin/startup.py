@@ -1,4 +1,4 @@
-"""The start-up hook behind `whisper … --backend NAME`, and the post-import hook that it is made of.
+"""The start-up hook behind `whisper … --backend NAME`.
 
 Python's `site` module runs `activate` through the installed `whisper_max_plugin.pth`; from Python 3.15 on
 through `whisper_max_plugin.start`, and then at every start, so this module imports next to nothing. It does
@@ -14,19 +14,12 @@ import sys
 TYPE_CHECKING = False  # as in typing, which is slow to import
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
+    from collections.abc import Sequence
     from types import ModuleType, TracebackType
     from typing import Any
 
 WHISPER_COMMANDS = ("whisper", "whisper.exe")
 WHISPER_MODULES = ("whisper", "whisper.transcribe")
-
-command_line_backend: str | None = None
-"""The value of `--backend`, once upstream's command line has been parsed."""
-
-command_line_precision: str | None = None
-"""The value of `--precision`, likewise."""
 
 
 def activate() -> None:
@@ -38,11 +31,11 @@ def activate() -> None:
     asked_for = os.environ.get("WHISPER_BACKEND", "").strip() or (whisper_command and _mentions_backend(argv))
     if not asked_for:
         return
-    from whisper_max_plugin import upstream
+    from whisper_max_plugin import import_hook, upstream
 
     upstream.activate()
     if whisper_command:
-        when_imported("whisper", accept_backend_option)
+        import_hook.when_imported("whisper", accept_backend_option)
 
 
 def is_whisper_command(argv: Sequence[str], orig_argv: Sequence[str]) -> bool:
@@ -99,10 +92,9 @@ def accept_backend_option(_whisper: ModuleType | None = None) -> None:
 def _parse_backend(parser: argparse.ArgumentParser, namespace: Any) -> argparse.Namespace:
     import argparse
 
-    from whisper_max_plugin import backends, upstream, whisper_command
+    from whisper_max_plugin import backends, choices, upstream, whisper_command
     from whisper_max_plugin.errors import WhisperMaxError
 
-    global command_line_backend, command_line_precision
     known = ", ".join(backend.name for backend in backends.all_backends())
     parser.add_argument(
         "--backend",
@@ -115,7 +107,7 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: Any) -> argparse.
         # upstream's default is what torch sees; None is what `load_model` takes for the backend's own choice
         namespace = argparse.Namespace(device=None)
     arguments = parser.parse_args(None, namespace)
-    command_line_backend, command_line_precision = vars(arguments).pop("backend", None), None
+    choices.command_line.backend, choices.command_line.precision = vars(arguments).pop("backend", None), None
     options = whisper_command.take_options(arguments)
     try:
         backend = backends.get_usable(upstream.current_backend())
@@ -139,65 +131,3 @@ def _print_own_errors_without_traceback(program: str) -> None:
             previous(kind, error, traceback)
 
     sys.excepthook = excepthook
-
-
-def when_imported(name: str, callback: Callable[[ModuleType], object]) -> None:
-    """Call `callback(module)` each time that module `name` has been executed: imported, or reloaded.
-
-    When it is imported already, the first call happens at once. Registering a callback again does nothing.
-    """
-    callbacks = _finder.callbacks.setdefault(name, [])
-    if callback in callbacks:
-        return
-    callbacks.append(callback)
-    if _finder not in sys.meta_path:
-        sys.meta_path.insert(0, _finder)
-    if name in sys.modules:
-        __import__(name)  # waits while another thread is importing it
-    if name in sys.modules:
-        callback(sys.modules[name])
-
-
-def forget(name: str, callback: Callable[[ModuleType], object]) -> None:
-    """Undo `when_imported(name, callback)`."""
-    callbacks = _finder.callbacks.get(name, [])
-    if callback in callbacks:
-        callbacks.remove(callback)
-
-
-class _PostImportFinder:
-    """A meta-path finder that finds nothing itself: it adds the callbacks to what the other finders found."""
-
-    def __init__(self) -> None:
-        self.callbacks: dict[str, list[Callable[[ModuleType], object]]] = {}
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if not self.callbacks.get(name):
-            return None
-        for finder in sys.meta_path:
-            find_spec = None if finder is self else getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = find_spec(name, path, target) if find_spec is not None else None
-            if spec is not None:
-                self._call_back_after_execution(spec)
-                return spec
-        return None
-
-    def _call_back_after_execution(self, spec: ModuleSpec) -> None:
-        loader = spec.loader
-        if loader is None or not hasattr(loader, "exec_module"):
-            return  # a namespace package has no code to run
-
-        def exec_module(module: ModuleType) -> None:
-            # The loader stays the real one, since runpy, inspect and importlib.resources ask it for more.
-            # Only this call is intercepted, by an attribute of the instance that removes itself.
-            vars(loader).pop("exec_module", None)
-            loader.exec_module(module)
-            for callback in tuple(self.callbacks.get(spec.name, ())):
-                callback(module)
-
-        vars(loader)["exec_module"] = exec_module
-
-
-_finder = _PostImportFinder()

@@ -9,10 +9,10 @@ import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from .errors import DeviceError, WhisperMaxError
+from whisper_max_plugin.errors import DeviceError, WhisperMaxError
 
 if TYPE_CHECKING:
-    from .loading import WarmupResult
+    from whisper_max_plugin.loading import WarmupResult
 
 EXAMPLES = "sm_80 (A100), sm_86 (A10), sm_89 (L4, L40S), sm_90a (H100, H200), sm_100a (B200)"
 
@@ -72,7 +72,7 @@ def _warmup_and_exit(connection: Connection, name: str, target: str, precision: 
     set_virtual_device_count(1)
     from tqdm import tqdm
 
-    from . import loading
+    from whisper_max_plugin import loading
 
     tqdm.set_lock(threading.RLock())  # in place of one for processes, which would be missed behind os._exit
     answer: WarmupResult | WhisperMaxError

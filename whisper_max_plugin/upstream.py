@@ -14,10 +14,9 @@ import shutil
 import sys
 import threading
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whisper_max_plugin import patches, startup
+from whisper_max_plugin import choices, import_hook, patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,14 +57,7 @@ ADDED_DOCUMENTATION = """
 """
 
 
-@dataclass
-class _Activation:
-    active: bool = False
-    installed: str | None = None  # what install() was given
-    precision: str | None = None
-
-
-_activation = _Activation()
+_active = False
 _reported: set[str] = set()  # modules that a warning has named
 
 
@@ -87,20 +79,22 @@ def activate(backend: str | None = None, precision: str | None = None) -> list[s
     UnsupportedWhisperError
         when whisper is imported and lacks what is patched
     """
+    global _active
     was_imported = "whisper" in sys.modules
-    _activation.active = True
+    _active = True
     if backend is not None:
-        _activation.installed, _activation.precision = backend, precision
-    startup.when_imported("whisper", _patch_whisper)
+        choices.installed.backend, choices.installed.precision = backend, precision
+    import_hook.when_imported("whisper", _patch_whisper)
     _patch_again()
     return _modules_with_original() if was_imported else []
 
 
 def deactivate() -> None:
     """Undo `activate`; below somebody's later patch of whisper our function stays, and passes through."""
-    _activation.active = False
-    _activation.installed = _activation.precision = None
-    startup.forget("whisper", _patch_whisper)
+    global _active
+    _active = False
+    choices.installed.backend = choices.installed.precision = None
+    import_hook.forget("whisper", _patch_whisper)
     restore_transcribe_of_the_command()
     for module_name, attribute in PATCHED:
         patches.restore(module_name, attribute)
@@ -108,16 +102,16 @@ def deactivate() -> None:
 
 def is_active() -> bool:
     """Return whether whisper is patched, or will be when it is imported."""
-    return _activation.active
+    return _active
 
 
 def current_backend(keyword: str | None = None) -> str:
     """Return the name of the backend that `whisper.load_model(..., backend=keyword)` gets now."""
     from whisper_max_plugin import backends
 
-    if keyword is None and not _activation.active:
+    if keyword is None and not _active:
         return backends.DEFAULT
-    return backends.resolve(keyword, command_line=startup.command_line_backend, installed=_activation.installed)
+    return backends.resolve(keyword, command_line=choices.command_line.backend, installed=choices.installed.backend)
 
 
 def _patch_whisper(whisper: ModuleType) -> None:
@@ -160,14 +154,14 @@ def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]
         backend: str | None = None,
         precision: str | None = None,
     ) -> Whisper:
-        if backend is None and precision is None and not _activation.active:
+        if backend is None and precision is None and not _active:
             return original(name, device, download_root, in_memory)
         from whisper_max_plugin import backends
 
         chosen = backends.get_usable(current_backend(backend))
         logger.info("loading %s on the backend %s", name, chosen.name)
         options = backends.precision_option(
-            chosen, precision, command_line=startup.command_line_precision, installed=_activation.precision
+            chosen, precision, command_line=choices.command_line.precision, installed=choices.installed.precision
         )
         return chosen.load_model(name, device, download_root, in_memory, upstream_load_model=original, **options)
 
@@ -192,7 +186,7 @@ def _make_load_audio(
 ) -> Callable[[str, int], npt.NDArray[np.float32]]:
     @functools.wraps(original)
     def load_audio(file: str, sr: int = SAMPLE_RATE) -> npt.NDArray[np.float32]:
-        if not _activation.active or shutil.which("ffmpeg") is not None:
+        if not _active or shutil.which("ffmpeg") is not None:
             return original(file, sr)
         from whisper_max_plugin import audio
 
@@ -205,7 +199,7 @@ def _make_load_audio(
 def _make_log_mel_spectrogram(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(original)
     def log_mel_spectrogram(*arguments: Any, **options: Any) -> torch.Tensor:
-        if not _activation.active:
+        if not _active:
             return original(*arguments, **options)
         from whisper_max_plugin import spectrogram
 
@@ -222,7 +216,7 @@ def _runtime_of_transcribe(frame: FrameType) -> Runtime | None:
 
 def spectrogram_runtime(model: Any) -> Runtime | None:
     """Return what makes the spectrograms of ``transcribe(model, …)``; None where upstream does."""
-    return _runtime_of(model) if _activation.active else None
+    return _runtime_of(model) if _active else None
 
 
 def _runtime_of(model: Any) -> Runtime | None:
@@ -233,7 +227,7 @@ def _runtime_of(model: Any) -> Runtime | None:
 def _make_median_filter(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(original)
     def median_filter(x: torch.Tensor, filter_width: int) -> torch.Tensor:
-        if not _activation.active:
+        if not _active:
             return original(x, filter_width)
         from whisper_max_plugin import median
 

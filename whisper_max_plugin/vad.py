@@ -15,7 +15,6 @@ from torch import Tensor
 from whisper.audio import FRAMES_PER_SECOND, HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE
 from whisper.tokenizer import LANGUAGES
 
-import whisper_max_plugin
 from whisper_max_plugin import silero, upstream
 from whisper_max_plugin.errors import PackageError, VoiceActivityError
 from whisper_max_plugin.silero import CHUNK
@@ -33,10 +32,10 @@ FIRST_RELEASE = "20240927"  # of openai-whisper in which transcribe() takes clip
 def speech_clips(
     audio: str | os.PathLike[str] | np.ndarray | Tensor,
     *,
-    threshold: float,
-    min_silence: float,
-    max_silence: float,
-    speech_pad: float,
+    threshold: float = 0.5,
+    min_silence: float = 2.0,
+    max_silence: float = 5.0,
+    speech_pad: float = 0.4,
 ) -> list[float]:
     """See `whisper_max_plugin.speech_clips`."""
     if not 0 < threshold < 1:
@@ -76,7 +75,7 @@ def only_speech(transcribe: Callable[..., dict[str, Any]]) -> Callable[..., dict
     ) -> dict[str, Any]:
         check_clip_timestamps(clip_timestamps)
         samples = _samples(audio)  # once, for all who need them
-        clips = whisper_max_plugin.speech_clips(samples)
+        clips = speech_clips(samples)
         if options.get("language") is None and model.is_multilingual and tuple(clips) != NO_SPEECH:
             options["language"] = _language(model, samples, clips, half=options.get("fp16", True))
             if options.get("verbose") is not None:  # when upstream prints what it detected

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whisper_max_plugin import precision, upstream
+from whisper_max_plugin import choices, precision, upstream
 from whisper_max_plugin.errors import CommandLineError
 
 BACKEND = "max"  # what the options go with
@@ -49,9 +49,7 @@ def _show_progress(transcribe: Transcribe, _given: bool, _arguments: argparse.Na
 
 
 def _compute_with(transcribe: Transcribe, name: str, _arguments: argparse.Namespace) -> Transcribe:
-    from whisper_max_plugin import startup
-
-    startup.command_line_precision = precision.checked(name)  # for `load_model`, which upstream's `cli()` calls next
+    choices.command_line.precision = precision.checked(name)  # for `load_model`, which upstream's `cli()` calls next
     return transcribe
 
 

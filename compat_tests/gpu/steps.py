@@ -30,7 +30,7 @@ def facts(device: str, nano: str, sizes: str) -> dict[str, Any]:
     import torch
 
     from whisper_max_plugin import environment
-    from whisper_max_plugin.checkpoints import checkpoint
+    from whisper_max_plugin.checkpoints import openai
     from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
     from whisper_max_plugin.doctor import parity
     from whisper_max_plugin.execution import artifacts, devices
@@ -48,7 +48,7 @@ def facts(device: str, nano: str, sizes: str) -> dict[str, Any]:
         found["compatible"] = opened.driver.is_compatible
     compiled = []
     for size in sizes.split(","):
-        dims = checkpoint.read(nano).dims if size == "nano" else OFFICIAL_DIMS[size]
+        dims = openai.read(nano).dims if size == "nano" else OFFICIAL_DIMS[size]
         for precision in ("float16", "float32") if opened.computes_in_half else ("float32",):
             if artifacts.is_cached(dims, str(types_for({}, precision, opened)), opened.kind):
                 compiled.append(f"{size} in {precision}")

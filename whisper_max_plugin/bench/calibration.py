@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .machine import n_processors
-from .plan import TRANSCRIBE, Plan, Progress
-from .protocol import Kind
-from .worker import Worker
+from whisper_max_plugin.bench.machine import n_processors
+from whisper_max_plugin.bench.plan import TRANSCRIBE, Plan, Progress
+from whisper_max_plugin.bench.protocol import Kind
+from whisper_max_plugin.bench.worker import Worker
 
 SECONDS = 30.0  # of the recording
 TOKENS = 10

@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whisper_max_plugin.bench import stages, subjects
+from whisper_max_plugin.bench.errors import BenchError
 from whisper_max_plugin.precision import DEFAULT, PRECISIONS, checked
-
-from . import stages, subjects
-from .errors import BenchError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from .protocol import Setup, Transcription
-    from .results import Report
+    from whisper_max_plugin.bench.protocol import Setup, Transcription
+    from whisper_max_plugin.bench.results import Report
 
 ROUNDS = 5
 TOKENS = 50
@@ -90,13 +89,13 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise BenchError("--precision int8 is for the CPU: leave it out, or --device")
     with tempfile.TemporaryDirectory(prefix="whisper-max-bench-") as folder:
         report = _report(options, command, device, peers, precisions, chosen_stages, Path(folder))
-    from .table import lines
+    from whisper_max_plugin.bench.table import lines
 
     print("\n".join(lines(report)), flush=True)
     if options.json is not None:
         _write(Path(options.json), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
     if options.plot is not None:
-        from .plot import draw
+        from whisper_max_plugin.bench.plot import draw
 
         draw(report, Path(options.plot))
     return 0
@@ -137,7 +136,7 @@ def _check(options: argparse.Namespace, chosen_stages: Sequence[str]) -> None:
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise BenchError(f"--{name} {path}: there is no folder {Path(path).parent}")
     if options.plot is not None:
-        from .plot import check
+        from whisper_max_plugin.bench.plot import check
 
         check(Path(options.plot))
     get_usable("max")
@@ -162,10 +161,10 @@ def _report(
     chosen_stages: Sequence[str],
     folder: Path,
 ) -> Report:
-    from . import machine, runner, summary
-    from .plan import Plan
-    from .results import Report
-    from .worker import in_child
+    from whisper_max_plugin.bench import machine, runner, summary
+    from whisper_max_plugin.bench.plan import Plan
+    from whisper_max_plugin.bench.results import Report
+    from whisper_max_plugin.bench.worker import in_child
 
     kinds, missing = subjects.choose(peers, device, precisions)
     gpu = {} if device == "cpu" else in_child(machine.gpu_facts, device)
@@ -207,14 +206,14 @@ def _report(
 
 def _model(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, int]]:
     """Return the checkpoint as ``whisper.load_model`` takes it, and its dimensions."""
-    from whisper_max_plugin.checkpoints import checkpoint
+    from whisper_max_plugin import checkpoints
     from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
     from whisper_max_plugin.errors import UnknownModelError
 
     name = options.random or options.model
     if options.random is not None:
-        from .weights import random_checkpoint
-        from .worker import in_child
+        from whisper_max_plugin.bench.weights import random_checkpoint
+        from whisper_max_plugin.bench.worker import in_child
 
         if name not in OFFICIAL_DIMS:
             raise BenchError(f"no size {name!r}: give one of {', '.join(OFFICIAL_DIMS)}")
@@ -225,7 +224,7 @@ def _model(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, in
         return name, vars(OFFICIAL_DIMS[name])
     if not Path(name).is_file():
         raise UnknownModelError.of(name, OFFICIAL_DIMS)
-    return str(Path(name).absolute()), vars(checkpoint.read(name).dims)
+    return str(Path(name).absolute()), vars(checkpoints.read(name).dims)
 
 
 def _recording(audio: str | None, folder: Path) -> tuple[Path | None, float]:
@@ -248,8 +247,8 @@ def _recording(audio: str | None, folder: Path) -> tuple[Path | None, float]:
 
 
 def _setup(checkpoint: str, dims: dict[str, int], samples: Path | None, folder: Path, device: str = "cpu") -> Setup:
-    from .protocol import Setup
-    from .subjects.vocabulary import tokenizer_of
+    from whisper_max_plugin.bench.protocol import Setup
+    from whisper_max_plugin.bench.subjects.vocabulary import tokenizer_of
 
     tokenizer = tokenizer_of(dims)
     return Setup(
@@ -266,14 +265,14 @@ def _setup(checkpoint: str, dims: dict[str, int], samples: Path | None, folder: 
 
 
 def _transcription(options: argparse.Namespace) -> Transcription:
-    from .protocol import Transcription
+    from whisper_max_plugin.bench.protocol import Transcription
 
     n_tokens = None if options.random is None else options.tokens
     return Transcription(options.language, options.beam_size, options.word_timestamps, n_tokens)
 
 
 def _reference(file: str, language: str) -> str:
-    from .accuracy import normalized_words
+    from whisper_max_plugin.bench.accuracy import normalized_words
 
     try:
         text = Path(file).read_text(encoding="utf8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from .protocol import Kind, Setup, Transcription
+from whisper_max_plugin.bench.protocol import Kind, Setup, Transcription
 
 TRANSCRIBE = "transcribe"  # stands beside the stages where work is named
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from whisper_max_plugin import environment
-
-from .errors import BenchError
-from .results import Report, Times
+from whisper_max_plugin.bench.errors import BenchError
+from whisper_max_plugin.bench.results import Report, Times
 
 SUFFIXES = (".png", ".svg", ".pdf")
 COLUMNS = 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from .cost import Storage
+from whisper_max_plugin.bench.cost import Storage
 
 
 @dataclass(frozen=True)

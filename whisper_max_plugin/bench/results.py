@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .machine import Limits
+from whisper_max_plugin.bench.machine import Limits
 
 
 @dataclass(frozen=True)

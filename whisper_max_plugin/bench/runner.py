@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from . import calibration, stages
-from .machine import Limits, measure_limits
-from .plan import TRANSCRIBE, Plan, Progress
-from .protocol import Decoded, Kind, Loaded
-from .worker import Worker, in_child
+from whisper_max_plugin.bench import calibration, stages
+from whisper_max_plugin.bench.machine import Limits, measure_limits
+from whisper_max_plugin.bench.plan import TRANSCRIBE, Plan, Progress
+from whisper_max_plugin.bench.protocol import Decoded, Kind, Loaded
+from whisper_max_plugin.bench.worker import Worker, in_child
 
 
 @dataclass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import cost
+from whisper_max_plugin.bench import cost
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
 
-    from .cost import Cost, Storage
+    from whisper_max_plugin.bench.cost import Cost, Storage
 
 PROMPT_LENGTH = 200  # tokens of text before the window
 BEAM_SIZE = 5

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from whisper.model import ModelDimensions
 
 from whisper_max_plugin import environment
-
-from . import accuracy, stages
-from .machine import Limits
-from .plan import Plan
-from .results import StageResult, SubjectResult, Times, TranscriptionResult
-from .runner import Measured
-from .subjects import UPSTREAM
+from whisper_max_plugin.bench import accuracy, stages
+from whisper_max_plugin.bench.machine import Limits
+from whisper_max_plugin.bench.plan import Plan
+from whisper_max_plugin.bench.results import StageResult, SubjectResult, Times, TranscriptionResult
+from whisper_max_plugin.bench.runner import Measured
+from whisper_max_plugin.bench.subjects import UPSTREAM
 
 
 def subject_results(measured: Sequence[Measured]) -> list[SubjectResult]:

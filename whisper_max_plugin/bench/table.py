@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from .results import Report, StageResult, SubjectResult, Times, TranscriptionResult
+from whisper_max_plugin.bench.results import Report, StageResult, SubjectResult, Times, TranscriptionResult
 
 WIDTH = 120  # of lines of prose
 

@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from .errors import SubjectError
-from .protocol import Decoded, Kind, Loaded, Setup, Subject, Transcription
+from whisper_max_plugin.bench.errors import SubjectError
+from whisper_max_plugin.bench.protocol import Decoded, Kind, Loaded, Setup, Subject, Transcription
 
 TURN_SECONDS = 0.25  # a turn repeats short calls for so long
 TURN_CALLS = 20  # and so often at most

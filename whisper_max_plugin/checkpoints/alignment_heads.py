@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from whisper.model import ModelDimensions
 
-from ..errors import CheckpointError
+from whisper_max_plugin.errors import CheckpointError
 
 KEY = "alignment_heads"  # of a `.pt` that was converted; upstream reads 'dims' and 'model_state_dict' alone
 

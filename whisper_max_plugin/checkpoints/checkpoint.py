@@ -1,20 +1,14 @@
-"""Reads checkpoints strictly, OpenAI's format here: readable, free of code, and exactly Whisper's tensors."""
+"""What a checkpoint is: a model's dimensions, and exactly the tensors that Whisper has of these."""
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
 
-from ..errors import CheckpointError
-from . import alignment_heads
+from whisper_max_plugin.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -33,62 +27,6 @@ class Checkpoint:
     dims: ModelDimensions
     state: dict[str, Tensor]
     alignment_heads: str | None = None
-
-
-def read(path: str | Path) -> Checkpoint:
-    """Check the checkpoint at `path` strictly, and return what it holds.
-
-    Every supported version of upstream can then load a file: recent ones pass ``weights_only=True`` themselves, older
-    ones rely on this check. The tensors are mapped, not read into memory. A folder is one of Hugging Face, see
-    `huggingface.read`.
-
-    Raises
-    ------
-    CheckpointError
-        if the file is truncated or damaged, if its pickle carries code, if it is not a Whisper checkpoint, or if a
-        tensor is missing, unused or of the wrong shape
-    """
-    if Path(path).is_dir():
-        from . import huggingface
-
-        return huggingface.read(path)
-    checkpoint = _load_mapped(Path(path))
-    if not isinstance(checkpoint, dict) or not {"dims", "model_state_dict"} <= checkpoint.keys():
-        raise CheckpointError(
-            f"{path} is not a Whisper checkpoint: it should be a dict with the keys 'dims' and 'model_state_dict'"
-        )
-    dims = _checked_dims(checkpoint["dims"], path)
-    state = checkpoint["model_state_dict"]
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} has a malformed 'model_state_dict': it should map names to tensors")
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path} has no tensor but a {type(tensor).__name__} as {name!r}")
-    check_state(dims, state, source=str(path))
-    dump = checkpoint.get(alignment_heads.KEY)
-    if not isinstance(dump, str):  # somebody else's, as whatever lies beside the model
-        return Checkpoint(dims, state)
-    alignment_heads.check(dump, dims, source=str(path))
-    return Checkpoint(dims, state, dump)
-
-
-def _checked_dims(dims: Any, path: str | Path) -> ModelDimensions:
-    """Return `dims` as `ModelDimensions`, if they are positive integers that make a model."""
-    names = [field.name for field in fields(ModelDimensions)]
-    if (
-        not isinstance(dims, dict)
-        or dims.keys() != set(names)
-        or any(type(n) is not int or n < 1 for n in dims.values())
-    ):
-        raise CheckpointError(f"{path} has malformed 'dims': they should be positive integers named {', '.join(names)}")
-    checked = ModelDimensions(**dims)
-    for part, n_state, n_head in (
-        ("audio", checked.n_audio_state, checked.n_audio_head),
-        ("text", checked.n_text_state, checked.n_text_head),
-    ):
-        if n_state % n_head:
-            raise CheckpointError(f"{path} has malformed 'dims': {n_head} heads do not divide n_{part}_state {n_state}")
-    return checked
 
 
 def check_state(
@@ -176,26 +114,3 @@ def _block_shapes(name: str, n_state: int, attentions: list[str]) -> dict[str, t
 
 def _weight_and_bias(name: str, n_out: int, *n_in: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (n_out, *n_in), f"{name}.bias": (n_out,)}
-
-
-def _load_mapped(path: Path) -> Any:
-    """Unpickle `path` without running code from it."""
-    is_zip = zipfile.is_zipfile(path)
-    try:
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch itself does not compare the checksums
-            if damaged is not None:
-                raise CheckpointError(f"{path} is damaged in {damaged}: download or save it again")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # the opcode that names a class or a function
-            raise CheckpointError(
-                f"{path} is refused because it holds Python objects other than tensors, and loading those can run "
-                "code: save a dict of plain 'dims' and 'model_state_dict' instead"
-            ) from error
-        raise CheckpointError(f"{path} is not a checkpoint that torch can read: download or save it again") from error
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is truncated or not a checkpoint: download or save it again") from error

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
-from . import alignment_heads, huggingface
-from .checkpoint import Checkpoint
+from whisper_max_plugin.checkpoints import alignment_heads, huggingface
+from whisper_max_plugin.checkpoints.checkpoint import Checkpoint
+from whisper_max_plugin.errors import CheckpointError
 
 
 def convert(folder: str | Path, path: str | Path) -> Checkpoint:
     """Write the checkpoint in `folder` to the new file `path`, tensors in the types they have, and return it.
 
-    Alignment heads, for which the format has no place, become one entry more, which `checkpoint.read` knows and
+    Alignment heads, for which the format has no place, become one entry more, which `openai.read` knows and
     upstream passes over.
 
     Raises

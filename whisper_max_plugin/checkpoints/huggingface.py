@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
 
-from ..errors import CheckpointError
-from . import alignment_heads
-from .checkpoint import Checkpoint, check_state, expected_shapes
-from .huggingface_files import read_json, read_tensors
+from whisper_max_plugin.checkpoints import alignment_heads
+from whisper_max_plugin.checkpoints.checkpoint import Checkpoint, check_state, expected_shapes
+from whisper_max_plugin.checkpoints.huggingface_files import read_json, read_tensors
+from whisper_max_plugin.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

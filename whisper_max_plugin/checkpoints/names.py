@@ -6,7 +6,7 @@ import os
 
 import whisper
 
-from ..errors import UnknownModelError
+from whisper_max_plugin.errors import UnknownModelError
 
 
 def check_name(name: str, machine: str | None = None) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from whisper.model import Whisper
 
-from ..errors import CheckpointError
-from ..inference.model import MaxWhisper
-from ..inference.search import STEPS_AHEAD
-from ..precision import DEFAULT
-from ..report import REPORT
-from . import parity_checks as checks
+from whisper_max_plugin.doctor import parity_checks as checks
+from whisper_max_plugin.errors import CheckpointError
+from whisper_max_plugin.inference.model import MaxWhisper
+from whisper_max_plugin.inference.search import STEPS_AHEAD
+from whisper_max_plugin.precision import DEFAULT
+from whisper_max_plugin.report import REPORT
 
 LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 1e-1}
 """Of the largest magnitude that upstream computes, in float32: for each precision, much more than it rounds."""

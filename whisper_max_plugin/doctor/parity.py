@@ -17,15 +17,15 @@ import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
-from .. import audio, environment, loading
-from ..checkpoints.names import check_name
-from ..errors import UnknownModelError, WhisperMaxError
-from ..execution import devices, processor
-from ..inference.model import accelerate
-from ..precision import DEFAULT
-from ..report import REPORT
-from . import comparison
-from . import parity_checks as checks
+from whisper_max_plugin import audio, environment, loading
+from whisper_max_plugin.checkpoints.names import check_name
+from whisper_max_plugin.doctor import comparison
+from whisper_max_plugin.doctor import parity_checks as checks
+from whisper_max_plugin.errors import UnknownModelError, WhisperMaxError
+from whisper_max_plugin.execution import devices, processor
+from whisper_max_plugin.inference.model import accelerate
+from whisper_max_plugin.precision import DEFAULT
+from whisper_max_plugin.report import REPORT
 
 DISTRIBUTIONS = ("whisper-max-plugin", "max", "torch", "openai-whisper")
 

@@ -18,11 +18,11 @@ from whisper.decoding import GreedyDecoder, Inference, PyTorchInference
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
-from ..errors import CheckpointError
-from ..execution.step_inputs import NO_TOKEN, SearchInputs, SearchKind
-from ..inference.decoding import MaxInference
-from ..inference.model import MaxWhisper
-from ..inference.search import Rules, Search
+from whisper_max_plugin.errors import CheckpointError
+from whisper_max_plugin.execution.step_inputs import NO_TOKEN, SearchInputs, SearchKind
+from whisper_max_plugin.inference.decoding import MaxInference
+from whisper_max_plugin.inference.model import MaxWhisper
+from whisper_max_plugin.inference.search import Rules, Search
 
 N_PROMPT = 200  # tokens, like the text before a window
 N_STEPS = 20

@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..report import REPORT
-from . import processor
+from whisper_max_plugin.execution import processor
+from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
     from max.engine import CompiledModel, InferenceSession
@@ -97,7 +97,7 @@ def obtain(
     RuntimeError
         if MAX cannot compile the graphs
     """
-    from ..graphs import kernel_library
+    from whisper_max_plugin.graphs import kernel_library
 
     key = ArtifactKey.of(dims, precision, device)
     path = cache_dir() / key.filename

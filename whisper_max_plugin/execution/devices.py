@@ -17,8 +17,8 @@ from max.graph import DeviceRef
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ..errors import DeviceError
-from .threads import processors, torch_threads
+from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.execution.threads import processors, torch_threads
 
 if TYPE_CHECKING:
     import max.driver

@@ -15,24 +15,24 @@ from max.engine import CompiledModel, Model
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT
 
-from ..checkpoints.checkpoint import check_state
-from ..errors import DeviceError, PrecisionError
-from ..graphs import LARGEST_VECTOR, Types, build_module, has_kernels
-from ..precision import DEFAULT
-from ..report import REPORT
-from . import artifacts
-from .devices import HOST, Device
-from .mel_tables import mel_tables
-from .replay import Replay
-from .session import refuse_after_fork, session
-from .step_inputs import SearchPool
-from .watch import WATCH
-from .weights import addresses, graph_weights, types_for
+from whisper_max_plugin.checkpoints.checkpoint import check_state
+from whisper_max_plugin.errors import DeviceError, PrecisionError
+from whisper_max_plugin.execution import artifacts
+from whisper_max_plugin.execution.devices import HOST, Device
+from whisper_max_plugin.execution.mel_tables import mel_tables
+from whisper_max_plugin.execution.replay import Replay
+from whisper_max_plugin.execution.session import refuse_after_fork, session
+from whisper_max_plugin.execution.step_inputs import SearchPool
+from whisper_max_plugin.execution.watch import WATCH
+from whisper_max_plugin.execution.weights import addresses, graph_weights, types_for
+from whisper_max_plugin.graphs import LARGEST_VECTOR, Types, build_module, has_kernels
+from whisper_max_plugin.precision import DEFAULT
+from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
 
-    from .step_inputs import SearchInputs, StepInputs
+    from whisper_max_plugin.execution.step_inputs import SearchInputs, StepInputs
 
 HEAD_ON_GPU = 64
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from max.driver import Buffer
 
-from .devices import Mirror, push_all
+from whisper_max_plugin.execution.devices import Mirror, push_all
 
 if TYPE_CHECKING:
     from max.engine import Model

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from max.engine import InferenceSession
 
-from ..errors import ForkedProcessError
-from .devices import HOST, Device
+from whisper_max_plugin.errors import ForkedProcessError
+from whisper_max_plugin.execution.devices import HOST, Device
 
 
 def session(device: Device = HOST) -> InferenceSession:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from max.driver import Buffer
 
-from .devices import Device, Mirror, push_all
-from .replay import Replay
-
-if TYPE_CHECKING:
-    from ..inference.kv_cache import KVCache
+from whisper_max_plugin.execution.devices import Device, Mirror, push_all
+from whisper_max_plugin.execution.replay import Replay
 
 Ranges = tuple[int, int, int, int]
 """The tokens that a sequence may choose: text from [0] to [1], and timestamps from [2] to [3]."""
@@ -163,6 +161,34 @@ class SearchPool:
         self._free.append(inputs)
 
 
+class Cache(Protocol):
+    """What a step has to know of the windows that it continues, and of the tokens so far.
+
+    Attributes
+    ----------
+    n_audio : int
+        windows
+    n_filled : int
+        tokens of each sequence, the step's own included
+    holders : shape = (batch, n_text_ctx), int32
+        which row holds a sequence's entry at each position
+    memory : shape = (n_audio, 1 + 4 * n_text_layer), int64
+        where the entries of each window lie, see the graph ``step``
+    """
+
+    @property
+    def n_audio(self) -> int: ...
+
+    @property
+    def n_filled(self) -> int: ...
+
+    @property
+    def holders(self) -> npt.NDArray[np.int32]: ...
+
+    @property
+    def memory(self) -> npt.NDArray[np.int64]: ...
+
+
 class StepInputs:
     """What the graph ``step`` takes for some windows, of one decode or of several.
 
@@ -190,7 +216,7 @@ class StepInputs:
         tokens, positions, holders, memory = (mirror.buffer for mirror in mirrors)
         self.buffers = [tokens, positions, *search.buffers, holders, memory]
 
-    def seat(self, cache: KVCache, tokens: Sequence[int], first: int = 0) -> None:
+    def seat(self, cache: Cache, tokens: Sequence[int], first: int = 0) -> None:
         """Say what the next step continues; without it, a step continues what the one before has chosen.
 
         Parameters

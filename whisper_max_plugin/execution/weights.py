@@ -9,11 +9,11 @@ from max.driver import Buffer
 from max.dtype import DType
 from torch import Tensor
 
-from ..errors import PrecisionError
-from ..graphs.types import Types
-from ..precision import DEFAULT
-from .devices import Device
-from .processor import multiplies_pairs
+from whisper_max_plugin.errors import PrecisionError
+from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.execution.processor import multiplies_pairs
+from whisper_max_plugin.graphs.types import Types
+from whisper_max_plugin.precision import DEFAULT
 
 ROWS_AT_A_TIME = 1024  # of a matrix that is looked at, so that no copy of a whole one is made
 MOST = 127  # of an int8: as many steps below zero as above it

@@ -5,15 +5,15 @@ from __future__ import annotations
 from max.graph import DeviceRef, KernelLibrary, Module
 from whisper.model import ModelDimensions
 
-from .cross_attention import build_cross_kv, build_cross_scores
-from .decoder import build_decoder
-from .encoder import build_encoder
-from .kernel_layers import has_kernels
-from .kernels import KERNELS, LARGEST_VECTOR, kernel_library
-from .log_mel import build_log_mel
-from .search import build_search
-from .step import build_step
-from .types import Types
+from whisper_max_plugin.graphs.cross_attention import build_cross_kv, build_cross_scores
+from whisper_max_plugin.graphs.decoder import build_decoder
+from whisper_max_plugin.graphs.encoder import build_encoder
+from whisper_max_plugin.graphs.kernel_layers import has_kernels
+from whisper_max_plugin.graphs.kernels import KERNELS, LARGEST_VECTOR, kernel_library
+from whisper_max_plugin.graphs.log_mel import build_log_mel
+from whisper_max_plugin.graphs.search import build_search
+from whisper_max_plugin.graphs.step import build_step
+from whisper_max_plugin.graphs.types import Types
 
 __all__ = ["KERNELS", "LARGEST_VECTOR", "Types", "build_module", "has_kernels", "kernel_library"]
 

@@ -6,8 +6,8 @@ from max.dtype import DType
 from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
 
-from .kernel_layers import layers_for
-from .types import Types
+from whisper_max_plugin.graphs.kernel_layers import layers_for
+from whisper_max_plugin.graphs.types import Types
 
 
 def build_cross_kv(

@@ -6,9 +6,9 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernel_layers import layers_for
-from .layers import host_scalar
-from .types import Types
+from whisper_max_plugin.graphs.kernel_layers import layers_for
+from whisper_max_plugin.graphs.layers import host_scalar
+from whisper_max_plugin.graphs.types import Types
 
 
 def build_decoder(

@@ -6,9 +6,9 @@ from max.dtype import DType
 from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType, ops
 from whisper.model import ModelDimensions
 
-from .kernel_layers import layers_for
-from .layers import layer_norm
-from .types import Types
+from whisper_max_plugin.graphs.kernel_layers import layers_for
+from whisper_max_plugin.graphs.layers import layer_norm
+from whisper_max_plugin.graphs.types import Types
 
 
 def build_encoder(

@@ -6,10 +6,10 @@ from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from . import kernels
-from .kernels import LARGEST_VECTOR
-from .layers import Layers, Weights, split_heads
-from .types import Types
+from whisper_max_plugin.graphs import kernels
+from whisper_max_plugin.graphs.kernels import LARGEST_VECTOR
+from whisper_max_plugin.graphs.layers import Layers, Weights, split_heads
+from whisper_max_plugin.graphs.types import Types
 
 
 def layers_for(dims: ModelDimensions, types: Types, device: DeviceRef) -> Layers:

@@ -7,7 +7,7 @@ from pathlib import Path
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, KernelLibrary, TensorType, TensorValue, ops
 
-from .types import Types
+from whisper_max_plugin.graphs.types import Types
 
 KERNELS = Path(__file__).parent.parent / "kernels"
 """The folder of the operations' sources."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, DimLike, Graph, TensorValue, Weight, ops
 
-from .types import Types
+from whisper_max_plugin.graphs.types import Types
 
 LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default, which upstream keeps
 

@@ -7,7 +7,7 @@ from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, Tenso
 from whisper.audio import N_FFT
 from whisper.model import ModelDimensions
 
-from .kernels import log_mel
+from whisper_max_plugin.graphs.kernels import log_mel
 
 
 def build_log_mel(module: Module, dims: ModelDimensions, library: KernelLibrary) -> None:

@@ -6,7 +6,7 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from .kernels import (
+from whisper_max_plugin.graphs.kernels import (
     ADDRESSES,
     cross_attention,
     decoder_layers,
@@ -18,8 +18,8 @@ from .kernels import (
     search,
     self_attention,
 )
-from .layers import Weights, layer_norm
-from .types import Types
+from whisper_max_plugin.graphs.layers import Weights, layer_norm
+from whisper_max_plugin.graphs.types import Types
 
 
 def build_step(module: Module, dims: ModelDimensions, types: Types, device: DeviceRef, library: KernelLibrary) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
+from whisper.model import Whisper
 
-from ..execution.engine import Engine
-from ..execution.threads import one_torch_thread
-from .kv_cache import KVCache
-from .lockstep import current
-from .search import Rules, Search
-
-if TYPE_CHECKING:
-    from .model import MaxWhisper
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.execution.threads import one_torch_thread
+from whisper_max_plugin.inference.kv_cache import KVCache
+from whisper_max_plugin.inference.lockstep import current
+from whisper_max_plugin.inference.modules import MaxTextDecoder
+from whisper_max_plugin.inference.search import Rules, Search
 
 
 class PrefillLogits:
@@ -53,7 +52,8 @@ class MaxInference(Inference):
 
     Parameters
     ----------
-    model : MaxWhisper
+    model : Whisper
+        an accelerated one
     initial_token_length : int
         the length of prompt, sot sequence and prefix, which the first pass takes
     sot_index : int
@@ -62,8 +62,9 @@ class MaxInference(Inference):
         the number of beams or samples of each audio, which all start from the same tokens
     """
 
-    def __init__(self, model: MaxWhisper, initial_token_length: int, sot_index: int, n_group: int) -> None:
-        self.model = model
+    def __init__(self, model: Whisper, initial_token_length: int, sot_index: int, n_group: int) -> None:
+        self.decoder: MaxTextDecoder = model.decoder
+        self.runtime = self.decoder.runtime
         self.initial_token_length = initial_token_length
         self.sot_index = sot_index
         self.n_group = n_group
@@ -76,22 +77,22 @@ class MaxInference(Inference):
         The tokens are those not seen before.
         """
         if tokens.shape[-1] > self.initial_token_length:
-            logits: Tensor = self.model.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
+            logits: Tensor = self.decoder(tokens[:, -1:], audio_features, kv_cache=self.kv_cache)
             return logits
-        with self.model.decoder.runtime.passes:  # while no other thread's word alignment has hooks on the modules
+        with self.runtime.passes:  # while no other thread's word alignment has hooks on the modules
             return self._first_logits(tokens, audio_features)
 
     def _first_logits(self, tokens: Tensor, audio_features: Tensor) -> PrefillLogits:
         # hooks see every sequence; and groups of several windows are an error, which is upstream's to raise
-        alone = self.model.decoder.is_observed() or audio_features.shape[0] > 1
-        self.kv_cache = KVCache(self.model.decoder, n_copies=1 if alone else self.n_group)
+        alone = self.decoder.is_observed() or audio_features.shape[0] > 1
+        self.kv_cache = KVCache(self.decoder, self.runtime, n_copies=1 if alone else self.n_group)
         rows = sorted({self.sot_index, tokens.shape[-1] - 1})
         together = self.kv_cache.n_copies
-        logits = self.model.decoder(tokens[::together], audio_features, kv_cache=self.kv_cache, rows=rows)
+        logits = self.decoder(tokens[::together], audio_features, kv_cache=self.kv_cache, rows=rows)
         if together > 1:  # the group has been computed once; from here on its sequences differ
             self.kv_cache.rearrange([sequence // self.n_group for sequence in range(tokens.shape[0])])
             logits = logits.repeat_interleave(self.n_group, dim=0)
-        self._can_step = self.model.decoder.can_step(self.kv_cache)
+        self._can_step = self.decoder.can_step(self.kv_cache)
         return PrefillLogits(logits, rows, tokens.shape[-1])
 
     def step(self, search: Search, audio_features: Tensor, n_left: int) -> int:
@@ -101,10 +102,10 @@ class MaxInference(Inference):
             search.update(self.engine.device.put(self.logits(search.tokens, audio_features)[:, -1]))
             return 1
         n_steps = min(search.n_ahead, n_left)
-        if (lockstep := current(self.model)) is not None:
+        if (lockstep := current(self.runtime)) is not None:
             n_steps = lockstep.step(self.kv_cache, search, n_steps)
         else:
-            self.model.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
+            self.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
         n_taken = search.take(n_steps)
         self.kv_cache.count(n_taken - n_steps)
         return n_taken
@@ -112,7 +113,7 @@ class MaxInference(Inference):
     @property
     def engine(self) -> Engine:
         """What computes the passes."""
-        return (self.kv_cache and self.kv_cache.engine) or self.model.decoder.runtime.engine()
+        return (self.kv_cache and self.kv_cache.engine) or self.runtime.engine()
 
     def rearrange_kv_cache(self, source_indices: list[int]) -> None:
         """Update the key-value cache according to the updated beams."""
@@ -127,7 +128,7 @@ class MaxInference(Inference):
 class MaxDecodingTask(DecodingTask):
     """Upstream's task, with `MaxInference` in place of PyTorchInference."""
 
-    def __init__(self, model: MaxWhisper, options: DecodingOptions) -> None:
+    def __init__(self, model: Whisper, options: DecodingOptions) -> None:
         super().__init__(model, options)
         self.inference = MaxInference(model, len(self.initial_tokens), self.sot_index, self.n_group)
         if isinstance(self.decoder, BeamSearchDecoder):
@@ -157,7 +158,7 @@ class MaxDecodingTask(DecodingTask):
 
 @torch.no_grad()
 def decode(
-    model: MaxWhisper,
+    model: Whisper,
     mel: Tensor,
     options: DecodingOptions = DecodingOptions(),  # noqa: B008 upstream's signature
     **kwargs: Any,
@@ -185,7 +186,7 @@ def decode(
         mel = mel.unsqueeze(0)
     if kwargs:
         options = replace(options, **kwargs)
-    lockstep = current(model)
+    lockstep = current(model.decoder.runtime)
     with nullcontext() if lockstep is None else lockstep.decoding():
         results: list[DecodingResult] = MaxDecodingTask(model, options).run(mel)
     return results[0] if single else results

@@ -9,7 +9,7 @@ import whisper.model
 from torch import Tensor, nn
 from whisper.model import MultiHeadAttention
 
-from ..graphs.layers import LAYER_NORM_EPS
+from whisper_max_plugin.graphs.layers import LAYER_NORM_EPS
 
 # what upstream builds encoder and decoder from; graphs compute these, with their default settings
 _UPSTREAMS_MODULES = {

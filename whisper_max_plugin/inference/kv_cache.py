@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from max.driver import Buffer
 from torch import Tensor, nn
+from whisper.model import TextDecoder
 
-from ..execution.step_inputs import SearchInputs, SearchKind, StepInputs
-from ..execution.weights import torch_type
-
-if TYPE_CHECKING:
-    from ..execution.engine import CrossKV, Engine
-    from .modules import MaxTextDecoder
+from whisper_max_plugin.execution.engine import CrossKV, Engine
+from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind, StepInputs
+from whisper_max_plugin.execution.weights import torch_type
+from whisper_max_plugin.inference.runtime import Runtime
 
 
 class KVCache(MutableMapping[nn.Module, Tensor]):
@@ -34,7 +32,9 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
 
     Parameters
     ----------
-    decoder : MaxTextDecoder
+    decoder : TextDecoder
+    runtime : Runtime
+        what runs its graphs
     entries : Mapping[nn.Module, Tensor] | None
         what it holds from the start
     n_copies : int
@@ -43,15 +43,19 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
     """
 
     def __init__(
-        self, decoder: MaxTextDecoder, entries: Mapping[nn.Module, Tensor] | None = None, n_copies: int = 1
+        self,
+        decoder: TextDecoder,
+        runtime: Runtime,
+        entries: Mapping[nn.Module, Tensor] | None = None,
+        n_copies: int = 1,
     ) -> None:
         self._self_modules = [m for block in decoder.blocks for m in (block.attn.key, block.attn.value)]
         self._cross_modules = [m for block in decoder.blocks for m in (block.cross_attn.key, block.cross_attn.value)]
         self._n_text_ctx = decoder.positional_embedding.shape[0]
         self._n_head = decoder.blocks[0].cross_attn.n_head
         self._n_vocab = decoder.token_embedding.num_embeddings
-        self._runtime = decoder.runtime
-        self._device = decoder.runtime.device
+        self._runtime = runtime
+        self._device = runtime.device
         self.n_copies = n_copies
         self.clear()
         self.update(entries or {})

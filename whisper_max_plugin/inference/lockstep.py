@@ -12,16 +12,14 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..execution.engine import Engine
-    from ..execution.step_inputs import SearchKind, StepInputs
-    from .kv_cache import KVCache
-    from .model import MaxWhisper
-    from .search import Search
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.execution.step_inputs import SearchKind, StepInputs
+from whisper_max_plugin.inference.kv_cache import KVCache
+from whisper_max_plugin.inference.runtime import Runtime
+from whisper_max_plugin.inference.search import Search
 
-Alike = tuple["Engine", "SearchKind", int]
+Alike = tuple[Engine, SearchKind, int]
 """Turns of the same engine, search and number of sequences can be one step."""
 
 
@@ -54,16 +52,16 @@ class Lockstep:
 
     Parameters
     ----------
-    model : MaxWhisper
-        decodes on other models are not concerned
+    runtime : Runtime
+        of the model; decodes on others are not concerned
 
     Attributes
     ----------
     cancelled : bool
     """
 
-    def __init__(self, model: MaxWhisper) -> None:
-        self._model = model
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
         self._lock = threading.Lock()
         self._n_decoding = 0
         self._waiting: list[_Turn] = []
@@ -165,7 +163,7 @@ class Lockstep:
             inputs.search.ask_for(turn.search.ask(), rows[-1])
             first += n_audio
         inputs.push()
-        with self._model.decoder.runtime.passes:
+        with self.runtime.passes:
             engine.step(inputs, n_steps)
         for turn, own in zip(turns, rows, strict=True):
             turn.n_steps = n_steps
@@ -189,7 +187,7 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def current(model: MaxWhisper) -> Lockstep | None:
-    """Return what brings together the calling thread's decodes on `model` with those of others, if anything does."""
+def current(runtime: Runtime) -> Lockstep | None:
+    """Return what brings together the calling thread's decodes on `runtime` with those of others, if anything does."""
     lockstep = _here.lockstep
-    return lockstep if lockstep is not None and lockstep._model is model else None
+    return lockstep if lockstep is not None and lockstep.runtime is runtime else None

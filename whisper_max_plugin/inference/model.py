@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from whisper.model import Whisper
 
-from ..execution.devices import HOST, Device
-from ..execution.threads import OneTorchThread
-from ..graphs import Types
-from .decoding import decode as decode_function
-from .kv_cache import KVCache
-from .modules import MaxAudioEncoder, MaxTextDecoder
-from .runtime import Runtime
+from whisper_max_plugin.execution.devices import HOST, Device
+from whisper_max_plugin.execution.threads import OneTorchThread
+from whisper_max_plugin.graphs import Types
+from whisper_max_plugin.inference.decoding import decode as decode_function
+from whisper_max_plugin.inference.kv_cache import KVCache
+from whisper_max_plugin.inference.modules import MaxAudioEncoder, MaxTextDecoder
+from whisper_max_plugin.inference.runtime import Runtime
 
 
 class MaxWhisper(Whisper):
@@ -58,7 +58,7 @@ class MaxWhisper(Whisper):
         The dictionary is a `KVCache`, which the decoder's graph extends by itself, so that no hooks are necessary.
         What is to be removed in their place, after decoding, is the limit of torch to one thread.
         """
-        return KVCache(self.decoder, cache), [OneTorchThread()]
+        return KVCache(self.decoder, self.decoder.runtime, cache), [OneTorchThread()]
 
 
 def accelerate(

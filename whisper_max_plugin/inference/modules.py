@@ -12,14 +12,14 @@ import whisper.model
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder, Whisper
 
-from ..execution.engine import CrossKV, DecoderOutput, Engine
-from ..execution.session import refuse_after_fork
-from ..execution.step_inputs import SearchInputs
-from ..execution.threads import all_torch_threads, copied
-from ..report import REPORT
-from .hooks import has_hooks, run_forward_hooks, why_foreign
-from .kv_cache import KVCache
-from .runtime import Runtime
+from whisper_max_plugin.execution.engine import CrossKV, DecoderOutput, Engine
+from whisper_max_plugin.execution.session import refuse_after_fork
+from whisper_max_plugin.execution.step_inputs import SearchInputs
+from whisper_max_plugin.execution.threads import all_torch_threads, copied
+from whisper_max_plugin.inference.hooks import has_hooks, run_forward_hooks, why_foreign
+from whisper_max_plugin.inference.kv_cache import KVCache
+from whisper_max_plugin.inference.runtime import Runtime
+from whisper_max_plugin.report import REPORT
 
 
 class MaxAudioEncoder(AudioEncoder):
@@ -107,7 +107,7 @@ class MaxTextDecoder(TextDecoder):
             logits = self._forward_torch(x, xa, kv_cache)
             return logits if rows is None else logits[:, list(rows)]
 
-        cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self)
+        cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self, self.runtime)
         engine = cache.engine = cache.engine or self.runtime.engine(xa.dtype)
         cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(_to_host(xa), engine)
         if self.token_embedding._forward_hooks:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..execution.devices import Device
-from ..execution.engine import CrossKV, Engine
-from ..execution.threads import copied, one_torch_thread
-from ..execution.weights import types_for
-from ..graphs import Types
-from ..precision import DEFAULT
-from ..report import REPORT
+from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.execution.engine import CrossKV, Engine
+from whisper_max_plugin.execution.threads import copied, one_torch_thread
+from whisper_max_plugin.execution.weights import types_for
+from whisper_max_plugin.graphs import Types
+from whisper_max_plugin.precision import DEFAULT
+from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
     from whisper.model import AudioEncoder, ModelDimensions, TextDecoder

@@ -22,8 +22,15 @@ from whisper.decoding import (
     TokenDecoder,
 )
 
-from ..execution.engine import Engine
-from ..execution.step_inputs import NO_STAMP, NO_TOKEN, Ranges, SearchInputs, SearchKind, suppressed_tokens
+from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.execution.step_inputs import (
+    NO_STAMP,
+    NO_TOKEN,
+    Ranges,
+    SearchInputs,
+    SearchKind,
+    suppressed_tokens,
+)
 
 STEPS_AHEAD = 8
 """Steps that a GPU takes between two looks of the host; up to seven are in vain where a text ends."""

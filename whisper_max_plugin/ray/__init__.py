@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin.errors import OptionError, PackageError, WorkerError
-
-from .output import failures_of, open_output
-from .worker import Ledger, Transcriber, last_line
+from whisper_max_plugin.ray.output import failures_of, open_output
+from whisper_max_plugin.ray.worker import Ledger, Transcriber, last_line
 
 if TYPE_CHECKING:
     from ray.data import Dataset

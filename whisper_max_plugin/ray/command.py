@@ -76,8 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from whisper_max_plugin.ray import transcribe_dataset
-
-    from .output import failures_of
+    from whisper_max_plugin.ray.output import failures_of
 
     paths = list(dict.fromkeys(path for named in options.recordings for path in _find(named)))
     _connect()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from whisper_max_plugin import environment, precision
-
-from ..protocol import Kind
+from whisper_max_plugin.bench.protocol import Kind
 
 UPSTREAM = Kind(
     name="upstream",

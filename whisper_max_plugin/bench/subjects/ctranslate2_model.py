@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from whisper.model import Whisper
 
+from whisper_max_plugin.bench.subjects import vocabulary
 from whisper_max_plugin.execution.weights import stored_dtype
-
-from . import vocabulary
 
 Arrays = Mapping[str, NDArray[np.float32]]
 

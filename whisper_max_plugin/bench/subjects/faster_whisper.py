@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..cost import Storage
-from ..protocol import Decoded, Loaded, Setup, Transcription
-from ..stages import BEAM_SIZE
-from .inputs import Inputs, recording
+from whisper_max_plugin.bench.cost import Storage
+from whisper_max_plugin.bench.protocol import Decoded, Loaded, Setup, Transcription
+from whisper_max_plugin.bench.stages import BEAM_SIZE
+from whisper_max_plugin.bench.subjects.inputs import Inputs, recording
 
 
 class FasterWhisperSubject:
@@ -22,7 +22,7 @@ class FasterWhisperSubject:
         """See `Subject.prepare`."""
         import whisper
 
-        from .ctranslate2_model import write
+        from whisper_max_plugin.bench.subjects.ctranslate2_model import write
 
         write(whisper.load_model(setup.checkpoint, device="cpu"), setup.folder)
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from whisper.audio import N_FFT, mel_filters
 from whisper.model import Whisper
 
-from . import vocabulary
+from whisper_max_plugin.bench.subjects import vocabulary
 
 MAGIC = 0x67676D6C  # "ggml"
 FLOAT32, FLOAT16 = 0, 1

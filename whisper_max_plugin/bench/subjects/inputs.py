@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cost import N_SAMPLES
-from ..protocol import Setup
-from ..stages import PROMPT_LENGTH
+from whisper_max_plugin.bench.cost import N_SAMPLES
+from whisper_max_plugin.bench.protocol import Setup
+from whisper_max_plugin.bench.stages import PROMPT_LENGTH
 
 N_ORDINARY_TOKENS = 50_000  # the ids below are words' in every vocabulary
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cost import Storage
-from ..protocol import Decoded, Loaded, Setup, Transcription
-from .inputs import Inputs, recording
+from whisper_max_plugin.bench.cost import Storage
+from whisper_max_plugin.bench.protocol import Decoded, Loaded, Setup, Transcription
+from whisper_max_plugin.bench.subjects.inputs import Inputs, recording
 
 
 class WhisperCppSubject:
@@ -20,7 +20,7 @@ class WhisperCppSubject:
         """See `Subject.prepare`."""
         import whisper
 
-        from .ggml_model import write
+        from whisper_max_plugin.bench.subjects.ggml_model import write
 
         write(whisper.load_model(setup.checkpoint, device="cpu"), _path(setup))
         return None

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..cost import Storage
-from ..protocol import Decoded, Loaded, Setup, Transcription
-from ..stages import BEAM_SIZE
-from .inputs import Inputs, recording
+from whisper_max_plugin.bench.cost import Storage
+from whisper_max_plugin.bench.protocol import Decoded, Loaded, Setup, Transcription
+from whisper_max_plugin.bench.stages import BEAM_SIZE
+from whisper_max_plugin.bench.subjects.inputs import Inputs, recording
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class WhisperSubject:
         import torch
         import whisper
 
-        from .vocabulary import tokenizer_of
+        from whisper_max_plugin.bench.subjects.vocabulary import tokenizer_of
 
         self._install()
         if self._backend == "max":
