@@ -1,1 +1,1 @@
-"""Tests against upstream: result parity, the seam, activation, bad input."""
+"""Tests against upstream, which runs beside the plugin; each folder has a part of it."""

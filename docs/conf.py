@@ -45,7 +45,7 @@ include_patterns = ["*.md", "docs/*.md", "docs/*.ipynb", "weights/README.md", "c
 exclude_patterns = [".*"]
 
 myst_heading_anchors = 3  # links such as gpu.md#validation-on-a-gpu, as they are made on GitHub
-nb_execution_mode = "off"  # it is run by compat_tests/test_example.py, and lies here with what it printed
+nb_execution_mode = "off"  # it is run by compat_tests/project/test_example.py, and lies here with what it printed
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings have them

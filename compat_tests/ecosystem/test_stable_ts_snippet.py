@@ -12,7 +12,7 @@ from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..conftest import Pair
 from ..data import SAMPLE, reference_text
-from ..snippets import lay_out, snippets
+from ..project.snippets import lay_out, snippets
 
 
 def test_its_block_in_the_page(nano: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A pytest plugin that runs upstream's own tests, unedited, with the package switched on.
 
 It stands alone, so that nothing but the installed package is imported: put its folder on PYTHONPATH, name it by `-p`
-and start pytest in a folder that holds upstream's tests, `jfk.flac` and `nano.pt`. test_upstream_suite.py does so.
+and start pytest in a folder that holds upstream's tests, `jfk.flac` and `nano.pt`. test_suite.py does so.
 
 Of upstream's own conftest.py, which no release carries, it brings the marker and the fixture. It selects the
 checkpoints that need no download, tells what ran where, and fails a run in which a graph should have run and did not.

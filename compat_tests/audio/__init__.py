@@ -1,0 +1,1 @@
+"""Recordings as samples and spectrograms, with upstream's own or without ffmpeg."""

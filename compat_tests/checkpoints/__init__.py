@@ -1,0 +1,1 @@
+"""What models are loaded from, and what is refused."""

@@ -1,0 +1,1 @@
+"""`whisper … --backend max`, `whisper-max`, `python -m whisper_max_plugin` and the environment."""

@@ -1,0 +1,172 @@
+"""torch's threads while graphs decode: one inside the loop, all of them outside and in fallbacks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import whisper
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from whisper_max_plugin.execution.threads import all_torch_threads, one_torch_thread
+
+from ..conftest import Pair
+
+MEL = torch.zeros(80, 3000)
+OPTIONS = whisper.DecodingOptions(language="en", fp16=False, sample_len=3)
+THREADS = 3  # a number that neither a default nor the limit gives
+SHARED = 32768  # values, of which torch gives each thread as many (at::internal::GRAIN_SIZE)
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    """Set a thread count, and the machine's own again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seen(nano: Pair) -> Iterator[list[int]]:
+    """The thread counts at each call of the decoder."""
+    counts: list[int] = []
+    handle = nano.max.decoder.register_forward_pre_hook(lambda *_: counts.append(torch.get_num_threads()))
+    yield counts
+    handle.remove()
+
+
+def test_a_decode_keeps_torch_on_one_thread_and_gives_the_others_back(nano: Pair, seen: list[int]) -> None:
+    nano.max.decode(MEL, OPTIONS)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == THREADS
+
+
+def test_a_decode_that_fails_gives_the_threads_back(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(nano.max.decoder, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        nano.max.decode(MEL, OPTIONS)
+    assert torch.get_num_threads() == THREADS
+
+
+def test_a_loop_written_by_hand_is_limited_until_its_hooks_are_removed(nano: Pair) -> None:
+    _, hooks = nano.max.install_kv_cache_hooks()
+    assert torch.get_num_threads() == 1
+    for hook in hooks:
+        hook.remove()
+        hook.remove()  # as upstream's hooks, which do not mind
+    assert torch.get_num_threads() == THREADS
+
+
+def test_hooks_that_nobody_removes_are_removed_with_the_last_reference(nano: Pair) -> None:
+    _, hooks = nano.max.install_kv_cache_hooks()
+    del hooks
+    assert torch.get_num_threads() == THREADS
+
+
+def test_upstreams_own_decode_is_limited_too(nano: Pair, seen: list[int]) -> None:
+    whisper.decode(nano.max, MEL, OPTIONS)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == THREADS
+
+
+class Shared(TorchDispatchMode):
+    """Notes torch's operations that make so many values that its threads share them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        if isinstance(result, Tensor) and result.numel() > SHARED and result.untyped_storage().data_ptr() not in read:
+            self.names.append(str(func))
+        return result
+
+
+def test_a_window_starts_no_threads_of_torch_which_would_hold_the_cores_while_graphs_run(nano: Pair) -> None:
+    recording = torch.zeros(80, 4000)
+    with Shared() as shared:
+        features = nano.max.encoder(recording[None, :, 500:3500])  # a window, which lies in pieces
+        nano.max.decoder(torch.tensor([[50258]]), features)
+    assert shared.names == []
+    with shared:
+        recording[None, :, 500:3500].clone()
+    assert shared.names == ["aten.clone.default"]
+
+
+@pytest.mark.falls_back
+def test_a_pass_that_falls_back_has_all_threads(nano: Pair) -> None:
+    counts: list[int] = []
+    handle = nano.max.decoder.blocks[0].mlp.register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
+    try:
+        nano.max.decode(MEL, OPTIONS)
+    finally:
+        handle.remove()
+    assert set(counts) == {THREADS}
+    assert torch.get_num_threads() == THREADS
+
+
+def test_decodes_that_overlap_in_two_threads_leave_the_count_as_it_was() -> None:
+    inside, leave = threading.Event(), threading.Event()
+    counts: list[int] = []
+
+    def decode() -> None:
+        with one_torch_thread():
+            inside.set()
+            leave.wait(10)
+        counts.append(torch.get_num_threads())
+
+    other = threading.Thread(target=decode)
+    other.start()
+    inside.wait(10)
+    with one_torch_thread():
+        assert torch.get_num_threads() == 1
+        leave.set()
+        other.join()
+    assert counts == [THREADS]
+    assert torch.get_num_threads() == THREADS
+
+
+def test_without_a_decode_there_is_nothing_to_lift() -> None:
+    with all_torch_threads():
+        assert torch.get_num_threads() == THREADS
+    assert torch.get_num_threads() == THREADS
+
+
+def test_a_thread_that_begins_during_a_decode_keeps_all_threads_and_takes_none_from_others() -> None:
+    inside, go_on, limited, done = (threading.Event() for _ in range(4))
+    counts: list[int] = []
+
+    def begin_and_decode_later() -> None:
+        counts.append(torch.get_num_threads())
+        inside.set()
+        go_on.wait(10)
+        with one_torch_thread():
+            limited.set()
+            done.wait(10)
+        counts.append(torch.get_num_threads())
+
+    with one_torch_thread():
+        other = threading.Thread(target=begin_and_decode_later)
+        other.start()
+        inside.wait(10)
+    go_on.set()
+    limited.wait(10)
+    with one_torch_thread():
+        done.set()
+        other.join()
+    later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert counts == [THREADS] * 3
+    assert torch.get_num_threads() == THREADS

@@ -1,0 +1,1 @@
+"""Each kernel for the CPU, compared with torch."""

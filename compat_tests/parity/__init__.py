@@ -1,0 +1,1 @@
+"""Logits, decodings, files: upstream's, exactly."""

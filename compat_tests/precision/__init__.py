@@ -1,0 +1,1 @@
+"""Rounded numbers, on request, and what they are bounded by."""

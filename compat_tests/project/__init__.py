@@ -1,0 +1,1 @@
+"""The package, its pages, its example and its weights."""

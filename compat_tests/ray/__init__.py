@@ -1,0 +1,1 @@
+"""`whisper_max_plugin.ray`, on a cluster of this machine."""

@@ -1,0 +1,1 @@
+"""Several files at a time, segments as they come, and what watches upstream's `transcribe()`."""

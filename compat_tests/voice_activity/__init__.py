@@ -1,0 +1,1 @@
+"""`--vad` and `speech_clips`."""
