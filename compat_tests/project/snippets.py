@@ -1,4 +1,4 @@
-"""The blocks of code in docs/, as a reader would run them, with nano in place of the model that they name."""
+"""The blocks of code in docs/ and README.md, as a reader would run them, with nano in place of the model that they name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Snippet:
 
 
 def snippets(page: str) -> list[Snippet]:
-    """Return the blocks of Python and of the shell in a page of docs/, in order."""
+    """Return the blocks of Python and of the shell in a page, which is named as docs/ would, in order."""
     text = (ROOT / "docs" / page).read_text(encoding="utf8")
     found: list[Snippet] = []
     for part in re.split(r"^## ", text, flags=re.MULTILINE):

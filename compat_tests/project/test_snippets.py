@@ -1,4 +1,4 @@
-"""What docs/migration.md and docs/many-files.md tell people to write does what they say."""
+"""What README.md, docs/migration.md and docs/many-files.md tell people to write does what they say."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ def test_every_block_is_run_here_or_where_its_package_is_installed() -> None:
     run_here = {"… openai-whisper", "… faster-whisper", "Many files at a time", "Order and errors"}
     for snippet in (*MIGRATION, *MANY_FILES):
         assert snippet.section in run_here or snippet.package in ("stable-ts", "whisper-timestamped")
+
+
+def test_the_first_lines_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {}
+    (script,) = (snippet for snippet in snippets("../README.md") if snippet.language == "python")
+    script.run(namespace)
+    assert capsys.readouterr().out.strip() == reference_text(SAMPLE)
+    assert isinstance(namespace["model"], MaxWhisper)
 
 
 def test_from_openai_whisper(capsys: pytest.CaptureFixture[str]) -> None:
