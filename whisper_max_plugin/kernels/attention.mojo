@@ -4,11 +4,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 from std.math import exp, rsqrt
+from std.sys import size_of
 
 from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
 from .memory import Places, Table
 from .sharing import share
-from .vectors import Floats, Numbers, Results, WIDTH, numbers, results, sum_each, unread
+from .vectors import AHEAD, Floats, Numbers, Results, WIDTH, fetch, numbers, results, sum_each, unread
 
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
 
@@ -32,6 +33,7 @@ def attend[
     """
     comptime assert head_dim % WIDTH == 0, "a head is not a whole number of vectors"
     comptime lanes = head_dim // WIDTH
+    comptime ahead = AHEAD // (head_dim * size_of[of_kv]())  # keys
     var scale = rsqrt(Scalar[DType.float32](head_dim))
     var padded = (n_keys + WIDTH - 1) // WIDTH * WIDTH
     var scores = List[Scalar[DType.float32]](length=rows * padded, fill=Scalar[DType.float32].MIN_FINITE)
@@ -54,6 +56,7 @@ def attend[
         var products = Array[Floats, rows * n](fill=Floats(0))
         comptime for j in range(n):
             var key = k.unsafe_offset(offset(t + j))
+            fetch[head_dim](k.unsafe_offset(offset(min(t + j + ahead, n_keys - 1))))
             comptime for i in range(lanes):
                 var ks = key.unsafe_load[width=WIDTH](i * WIDTH).cast[DType.float32]()
                 comptime for r in range(rows):
@@ -86,6 +89,7 @@ def attend[
     var sums = Array[Floats, rows * lanes](fill=Floats(0))
     for t in range(n_keys):
         var value = v.unsafe_offset(offset(t))
+        fetch[head_dim](v.unsafe_offset(offset(min(t + ahead, n_keys - 1))))
         comptime for i in range(lanes):
             var vs = value.unsafe_load[width=WIDTH](i * WIDTH).cast[DType.float32]()
             comptime for r in range(rows):

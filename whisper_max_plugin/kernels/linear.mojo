@@ -5,11 +5,11 @@ from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
-from std.sys import CompilationTarget, prefetch, size_of
+from std.sys import CompilationTarget, size_of
 
 from .gpu_linear import linear_on_gpu
 from .sharing import share
-from .vectors import Finish, Floats, Numbers, Results, WIDTH, gelu, numbers, results, sum_each
+from .vectors import AHEAD, Finish, Floats, LINE, Numbers, Results, WIDTH, fetch, gelu, numbers, results, sum_each
 
 comptime HAS_32_REGISTERS = CompilationTarget.has_avx512f() or CompilationTarget.has_neon()  # and not 16
 comptime MOST_ROWS = 8 if HAS_32_REGISTERS else 5  # that read a weight together
@@ -34,6 +34,7 @@ def tile[
     k: Int,
 ) -> Array[SIMD[DType.float32, outputs], rows]:
     """Products of `rows` rows of x and `outputs` rows of w, each of length k."""
+    comptime of_line = max(WIDTH, LINE // size_of[type]())  # values
     var sums = Array[Floats, rows * outputs](fill=Floats(0))
     var vector_end = k - k % WIDTH
     for j in range(0, vector_end, WIDTH):
@@ -42,7 +43,8 @@ def tile[
             xs[m] = x.unsafe_load[width=WIDTH](m * k + j).cast[DType.float32]()
         comptime for n in range(outputs):
             var ws = w.unsafe_load[width=WIDTH](n * k + j).cast[DType.float32]()
-            prefetch(w.unsafe_offset((n + outputs) * k + j))  # for the next tile
+            if j % of_line == 0:
+                fetch[WIDTH](w.unsafe_offset(n * k + j + AHEAD // size_of[type]()))
             comptime for m in range(rows):
                 sums[m * outputs + n] = ws.fma(xs[m], sums[m * outputs + n])
     var result = Array[SIMD[DType.float32, outputs], rows](fill=SIMD[DType.float32, outputs](0))

@@ -5,13 +5,28 @@ Functions of `Numbers` and `Results`, whose origins are open, are compiled once,
 
 from std.bit import log2_floor
 from std.math import erf
-from std.sys import simd_width_of
+from std.sys import PrefetchOptions, prefetch, simd_width_of, size_of
 
 comptime Float = Scalar[DType.float32]
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Floats = SIMD[DType.float32, WIDTH]
 comptime Numbers[type: DType = DType.float32] = Pointer[mut=False, Scalar[type], UntrackedOrigin[mut=False]]
 comptime Results[type: DType = DType.float32] = Pointer[mut=True, Scalar[type], UntrackedOrigin[mut=True]]
+
+
+comptime LINE = 64  # bytes that memory is read by
+comptime AHEAD = 6 * 1024  # bytes between what is read and what is fetched: what a core reads while memory answers
+
+
+@always_inline
+def fetch[count: Int, type: DType](p: Pointer[Scalar[type], ...]):
+    """Fetch `count` values into the second cache.
+
+    The first cache waits for a few lines at a time, fewer than memory could bring; and where several rows are read side
+    by side, no processor sees by itself what comes next.
+    """
+    comptime for i in range(0, count, LINE // size_of[type]()):
+        prefetch[PrefetchOptions().for_read().medium_locality().to_data_cache()](p.unsafe_offset(i))
 
 
 @always_inline
