@@ -18,7 +18,7 @@ from whisper_max_plugin.graphs import KERNELS
 
 from ..ptx import Kernel, Table
 
-SOURCE = Path(__file__).with_name("kernels.mojo")
+SOURCE = Path(__file__).with_name("to_ptx.mojo")
 NOISE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 """What rounding to a type may change, as a part of the largest value."""
 
