@@ -24,7 +24,7 @@ NOISE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 
 
 class Kernels:
-    """The kernels of gpu_kernels.mojo, by the names that it prints.
+    """The kernels of to_ptx.mojo, by the names that it prints.
 
     Parameters
     ----------
