@@ -1,4 +1,4 @@
-"""The blocks of code in docs/ and README.md, as a reader would run them, with nano in place of the model that they name."""
+"""The blocks of code in docs/ and README.md, as a reader would run them, with nano in place of big models."""
 
 from __future__ import annotations
 
