@@ -63,6 +63,7 @@ class MaxInference(Inference):
     """
 
     def __init__(self, model: Whisper, initial_token_length: int, sot_index: int, n_group: int) -> None:
+        self.model = model  # as PyTorchInference has it, for callers that look
         self.decoder: MaxTextDecoder = model.decoder
         self.runtime = self.decoder.runtime
         self.initial_token_length = initial_token_length
