@@ -45,8 +45,12 @@ class Kernels:
         outputs: Sequence[Tensor],
         inputs: Sequence[Tensor | Table],
         *sizes: int,
+        settled: Sequence[Tensor | Table] = (),
     ) -> None:
-        """Launch a kernel, which may write to the outputs, and to what a table of addresses leads to."""
+        """Launch a kernel, which may write to the outputs, and to what a table of addresses leads to.
+
+        A kernel that begins before the last one has ended may read at once what is `settled`, which that one leaves.
+        """
         if name not in self._kernels:
             self._kernels[name] = Kernel(self._texts[name])
         written = [array(output) for output in outputs]
@@ -54,7 +58,8 @@ class Kernels:
         for given in read:
             if not isinstance(given, list):
                 given.flags.writeable = False
-        self._kernels[name].run(grid, block, [*written, *read, *sizes])
+        at_once = [passed for passed, given in zip(read, inputs, strict=True) if any(given is each for each in settled)]
+        self._kernels[name].run(grid, block, [*written, *read, *sizes], settled=at_once)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -70,7 +75,8 @@ def kernels() -> Kernels:
 
 @cache
 def compiled_kernels() -> Kernels:
-    command = [Path(sys.executable).with_name("mojo"), "run", "-I", KERNELS.parent, SOURCE]
+    mojo = Path(sys.executable).with_name("mojo")
+    command = [mojo, "run", "--target-accelerator", "sm_90a", "-I", KERNELS.parent, SOURCE]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return Kernels(finished.stdout)

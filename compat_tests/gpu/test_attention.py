@@ -27,7 +27,7 @@ LAYER = 1
 UNUSED = [0] * 4  # the entries of another layer
 
 
-@pytest.mark.parametrize("head_dim", [48, 64])
+@pytest.mark.parametrize("head_dim", [32, 64])
 @pytest.mark.parametrize("positions", [[0, 0], [5, 300], [40, 7]])
 def test_self_attention(kernels: Kernels, head_dim: int, positions: list[int]) -> None:
     """Of two windows at positions of their own, whose caches have three and four rows, and two sequences of each."""
@@ -49,7 +49,9 @@ def test_self_attention(kernels: Kernels, head_dim: int, positions: list[int]) -
     y = unset(batch, n_state)
     memory = [[rows, *UNUSED, *map(array, cache), 0, 0] for rows, cache in zip(n_rows, caches, strict=True)]
     sizes = len(memory[0]), LAYER, n_group, n_text_ctx, n_state
-    kernels.run(f"self_attention {head_dim}", (batch, n_head), 256, [y], [qkv, memory, holders, at], *sizes)
+    inputs = [qkv, memory, holders, at]
+    name, grid = f"self_attention {head_dim}", (batch, n_head)
+    kernels.run(name, grid, 256, [y], inputs, *sizes, settled=[memory, holders, at])
     for cache, expected_cache in zip(caches, expected, strict=True):
         assert_equal(cache, expected_cache)
     for b, position in enumerate(at.tolist()):
@@ -68,7 +70,7 @@ def run_cross_attention(kernels: Kernels, q: Tensor, keys: Tensor, values: Tenso
     for first_row in range(0, n_group, 5):
         name = f"cross_attention {1 if n_group - first_row == 1 else 5}"
         grid, sizes = (n_parts, n_audio * n_head), (len(memory[0]), LAYER, first_row, n_group, n_head, n_keys)
-        kernels.run(name, grid, 256, [parts], [q, memory], *sizes)
+        kernels.run(name, grid, 256, [parts], [q, memory], *sizes, settled=[memory])
     kernels.run("merge", n_audio * n_head, 256, [y], [parts], n_group, n_head, n_parts)
     return y
 

@@ -7,9 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from max.dtype import DType
+from max.graph import DeviceRef, Module
 
 from whisper_max_plugin import cli, loading, targets
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
@@ -17,15 +20,23 @@ from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import devices, processor
 from whisper_max_plugin.execution.artifacts import ArtifactKey
 from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.graphs import Types, kernel_library
+from whisper_max_plugin.graphs.step import build_step
 
 from ..data import NANO
 from ..errors import assert_one_sentence, error_of
+from .machine_code import kernels_in
 
+STARTS_NO_KERNEL = {"mo.constant", "mo.constant.external", "mo.chain.create", "rmo.mo.mutable.load"}  # of `ranges`
 CI_COMPILES = ("sm_90a", None)  # the precision that `load_model` takes
 OTHERS = [
     *((architecture, None) for architecture in ("sm_80", "sm_86", "sm_89", "sm_100a")),
     *((architecture, "float32") for architecture in ("sm_80", "sm_90a")),
 ]
+
+
+LOADS_OF_A_STEP = {None: {10: 4, 16: 3, 0: 5}, "float32": {5: 4, 6: 8, 16: 3, 0: 5}}
+"""How many kernels of each precision have how many loads of weights, keys and values on their way before they wait."""
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,14 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     assert theirs == []
     assert b"cublas" not in content
 
+    code = kernels_in(artifact, "mojo_pkg_")
+    assert {each.name for each in code} == ours
+    assert [each.name for each in code if each.spills] == []
+    # By kinds of kernels: the linear layers of a step and its attention, and what has nothing to read ahead
+    loads = Counter(each.loads_before_the_wait for each in code if each.waits)
+    overlaps = int(re.sub("\\D", "", architecture)) >= 90
+    assert loads == (LOADS_OF_A_STEP[precision] if overlaps else {})
+
     manifest = json.loads(artifact.with_suffix(".json").read_text())
     assert manifest["precision"] == ("float16" if precision is None else "float32-float16")
     assert manifest["device"] == f"{architecture.rstrip('a')}-0"
@@ -63,6 +82,29 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     assert second.stdout.startswith(f"{NANO}: found in the cache in ")
     assert list(tmp_path.glob("whisper_max_plugin/*.mef")) == [artifact]
     assert artifact.read_bytes() == content
+
+
+@pytest.mark.parametrize("types", [Types(*[DType.float16] * 4), Types(DType.float16)], ids=["half", "float32"])
+def test_a_step_is_nine_kernels_of_ours_a_layer_and_five_more(types: Types) -> None:
+    module = Module()
+    build_step(module, OFFICIAL_DIMS["tiny"], types, DeviceRef.GPU(), kernel_library())
+    text = module._to_mlir_str()
+    operations = Counter(re.findall(r'custom.*?symbol = "(\w+)"', text))
+    n_layer = OFFICIAL_DIMS["tiny"].n_text_layer
+    assert operations == {
+        "whisper_embed": 1,
+        "whisper_norm_linear": 2 * n_layer,
+        "whisper_self_attention": n_layer,
+        "whisper_linear_add": 3 * n_layer,
+        "whisper_cross_attention_parts": n_layer,
+        "whisper_cross_attention_merge": n_layer,
+        "whisper_norm_linear_gelu": n_layer,
+        "whisper_norm_project": 1,
+        "whisper_search_parts": 1,
+        "whisper_search_merge": 1,
+        "whisper_follow": 1,
+    }
+    assert set(re.findall(r"= (r?mo\.[\w.]+)", text)) - {"mo.custom", *STARTS_NO_KERNEL} == set()
 
 
 # Where the artifact is looked for

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, gelu
+from torch.nn.functional import conv1d, gelu, layer_norm
 
 from .fixtures import (
     Kernels,
     assert_close,
+    assert_equal,
     blocks,
     kernels,
     seeded,
@@ -21,13 +22,33 @@ __all__ = ["kernels", "seeded"]  # fixtures, found by name
 
 STORED = ["float16", "bfloat16", "float32"]
 
+# A step begins with embeddings
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("n_state", [8, 300])
+def test_embeddings(kernels: Kernels, stored: str, n_state: int) -> None:
+    tokens, positions, x = torch.tensor([4, 0, 4]), torch.tensor([0, 2, 1]), unset(3, n_state)
+    of_tokens, of_positions = torch.randn(5, n_state).to(getattr(torch, stored)), torch.randn(3, n_state)
+    tables = [of_tokens, of_positions]
+    at = torch.full((3,), -1)
+    kernels.run(f"embed {stored}", 3, 256, [x, at], [tokens, positions, *tables], n_state, settled=tables)
+    assert_equal(at, positions)
+    assert_equal(x, of_tokens[tokens].float() + of_positions[positions])
+
+
 # Linear layers of few rows
 
 
-def run_linear(kernels: Kernels, name: str, rows: int, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+def run_linear(
+    kernels: Kernels, name: str, rows: int, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor, *norm: Tensor
+) -> Tensor:
+    """Compute x (m, k) @ w (n, k).T, and what follows; weights may be read before x has been written."""
     (m, k), n = x.shape, len(w)
     y = unset(m, n)
-    kernels.run(name, blocks(n, 4 if rows == 1 else 8), 128, [y], [x, w, bias, residual], m, n, k)
+    inputs = [x, *(norm or (x, x)), w, bias, residual]
+    settled = [] if " apart " in name else [*norm, w, bias]
+    kernels.run(name, blocks(n, 4 if rows == 1 else 8), 128, [y], inputs, m, n, k, settled=settled)
     return y
 
 
@@ -36,7 +57,19 @@ def run_linear(kernels: Kernels, name: str, rows: int, x: Tensor, w: Tensor, bia
 @pytest.mark.parametrize(("n", "k"), [(1, 8), (37, 264), (16, 520)])
 def test_linear_layers(kernels: Kernels, stored: str, m: int, rows: int, n: int, k: int) -> None:
     x, w = torch.randn(m, k), torch.randn(n, k).to(getattr(torch, stored))
-    assert_close(run_linear(kernels, f"linear {stored} {rows}", rows, x, w, x, x), x.double() @ w.double().T)
+    for name in ("linear", "linear apart"):
+        assert_close(run_linear(kernels, f"{name} {stored} {rows}", rows, x, w, x, x), x.double() @ w.double().T)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("m", "rows"), [(1, 1), (5, 5), (6, 8)])
+@pytest.mark.parametrize(("n", "k"), [(1, 8), (21, 384), (3, 1288)])
+def test_linear_layers_of_layer_norms(kernels: Kernels, stored: str, m: int, rows: int, n: int, k: int) -> None:
+    x, w = 3 * torch.randn(m, k) + 5, torch.randn(n, k).to(getattr(torch, stored))
+    weight, bias = torch.randn(k), torch.randn(k)
+    normalized = layer_norm(x.double(), [k], weight.double(), bias.double())
+    y = run_linear(kernels, f"linear norm {stored} {rows}", rows, x, w, x, x, weight, bias)
+    assert_close(y, normalized @ w.double().T)
 
 
 @pytest.mark.parametrize("then", ["bias", "gelu", "add"])

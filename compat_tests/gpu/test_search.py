@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from whisper_max_plugin.execution.step_inputs import suppressed_tokens
+from whisper_max_plugin.graphs.kernels import TOKENS_OF_A_BLOCK
 
 from .fixtures import (
     NOISE,
     Kernels,
     assert_equal,
+    blocks,
     kernels,
     seeded,
     unset,
@@ -19,7 +21,7 @@ from .fixtures import (
 
 __all__ = ["kernels", "seeded"]  # fixtures, found by name
 
-N_VOCAB, TEXT_END, BEGIN = 2500, 1000, 1100  # timestamps begin there
+N_VOCAB, TEXT_END, BEGIN = 5000, 2900, 3000  # timestamps begin there; blocks meet at 2048 and 4096
 RANGES = {
     "text and timestamps": [0, TEXT_END, BEGIN, N_VOCAB],
     "no text": [TEXT_END, TEXT_END, BEGIN + 7, N_VOCAB],
@@ -52,9 +54,14 @@ def run_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids and log-probabilities of the `k` best, and the logits that are left."""
     left, (batch, n_vocab) = logits.clone(), logits.shape
-    ids, logprobs = torch.full((batch, k), -1), unset(batch, k)
+    n_parts = blocks(n_vocab, TOKENS_OF_A_BLOCK)
+    totals, best = unset(batch, n_parts, 2, 2), unset(batch, n_parts, 2, k)
+    tokens = torch.full((batch, n_parts, 2, k), -1, dtype=torch.int32)
     inputs = [suppressed_tokens(suppressed), ranges]
-    kernels.run("search", batch, 1024, [ids, logprobs, left], inputs, n_vocab, len(inputs[0]), k)
+    sizes = n_vocab, len(inputs[0]), k
+    kernels.run("search parts", (n_parts, batch), 256, [totals, best, tokens, left], inputs, *sizes, settled=inputs)
+    ids, logprobs = torch.full((batch, k), -1), unset(batch, k)
+    kernels.run("search merge", batch, 256, [ids, logprobs, left], [totals, best, tokens, ranges], n_vocab, k)
     return ids, logprobs, left
 
 

@@ -1,6 +1,7 @@
 """Prints the kernels for GPUs as PTX, each after a line `//===== name`. Arguments are outputs, then inputs, then sizes.
 
-The bodies are the ones that `gpu_*.mojo` launches. Which processor they are compiled for makes no difference to them.
+The bodies are the ones that `gpu_*.mojo` launches, for a processor on which kernels overlap. It has to be said to the compiler,
+too: `--target-accelerator sm_90a`.
 """
 
 from max.gpu.host import get_gpu_target
@@ -8,13 +9,15 @@ from std.compile import compile_info
 
 from kernels.follow import follow_block
 from kernels.gemm import Source
+from kernels.gpu_embed import embed_block
 from kernels.gpu_attention import cross_attention_block, merge_block, self_attention_block
 from kernels.gpu_flash import causal_block, flash_block, store_block
 from kernels.gpu_gemm import gemm_block, scores_block
 from kernels.gpu_linear import linear_warp
-from kernels.gpu_search import search_block
+from kernels.gpu_search import search_merge_block, search_part_block
 from kernels.gpu_tensor_flash import tensor_flash_block
 from kernels.gpu_tensor_gemm import tensor_gemm_block
+from kernels.gpu_tensor_linear import tensor_linear_block
 from kernels.memory import Places
 
 comptime In[type: DType] = Pointer[mut=False, Scalar[type], ImmutAnyOrigin]
@@ -22,13 +25,73 @@ comptime Out[type: DType] = Pointer[mut=True, Scalar[type], MutAnyOrigin]
 comptime F32 = DType.float32
 comptime I32 = DType.int32
 comptime I64 = DType.int64
-comptime TARGET = get_gpu_target["sm_80"]()
+comptime TARGET = get_gpu_target["sm_90a"]()
+
+
+def embed[
+    type: DType
+](
+    x: Out[F32],
+    at: Out[I64],
+    tokens: In[I64],
+    positions: In[I64],
+    token_embedding: In[type],
+    positional_embedding: In[F32],
+    n_state: Int32,
+):
+    embed_block(x, at, tokens, positions, token_embedding, positional_embedding, Int(n_state))
 
 
 def linear[
-    type: DType, of_x: DType, rows: Int, outputs: Int, has_bias: Bool, has_residual: Bool, has_gelu: Bool
-](y: Out[of_x], x: In[of_x], w: In[type], bias: In[F32], residual: In[F32], m: Int32, n: Int32, k: Int32):
-    linear_warp[rows, outputs, has_bias, has_residual, has_gelu](y, x, w, bias, residual, Int(m), Int(n), Int(k))
+    type: DType,
+    of_x: DType,
+    rows: Int,
+    outputs: Int,
+    has_norm: Bool = False,
+    has_bias: Bool = False,
+    has_residual: Bool = False,
+    has_gelu: Bool = False,
+    overlaps: Bool = True,
+](
+    y: Out[of_x],
+    x: In[of_x],
+    norm: In[F32],
+    norm_bias: In[F32],
+    w: In[type],
+    bias: In[F32],
+    residual: In[F32],
+    m: Int32,
+    n: Int32,
+    k: Int32,
+):
+    linear_warp[rows, outputs, has_norm, has_bias, has_residual, has_gelu, overlaps](
+        y, x, norm, norm_bias, w, bias, residual, Int(m), Int(n), Int(k)
+    )
+
+
+def tensor_linear[
+    type: DType,
+    of_x: DType,
+    has_norm: Bool = False,
+    has_bias: Bool = False,
+    has_residual: Bool = False,
+    has_gelu: Bool = False,
+    overlaps: Bool = True,
+](
+    y: Out[of_x],
+    x: In[of_x],
+    norm: In[F32],
+    norm_bias: In[F32],
+    w: In[type],
+    bias: In[F32],
+    residual: In[F32],
+    m: Int32,
+    n: Int32,
+    k: Int32,
+):
+    tensor_linear_block[has_norm, has_bias, has_residual, has_gelu, overlaps](
+        y, x, norm, norm_bias, w, bias, residual, Int(m), Int(n), Int(k)
+    )
 
 
 def gemm[
@@ -165,9 +228,10 @@ def causal[
     )
 
 
-def search(
-    ids: Out[I64],
-    logprobs: Out[F32],
+def search_parts(
+    totals: Out[F32],
+    best: Out[F32],
+    tokens: Out[I32],
     logits: Out[F32],
     suppressed: In[I64],
     ranges: In[I64],
@@ -175,7 +239,21 @@ def search(
     n_suppressed: Int32,
     k: Int32,
 ):
-    search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+    search_part_block(totals, best, tokens, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+
+
+def search_merge(
+    ids: Out[I64],
+    logprobs: Out[F32],
+    logits: Out[F32],
+    totals: In[F32],
+    best: In[F32],
+    tokens: In[I32],
+    ranges: In[I64],
+    n_vocab: Int32,
+    k: Int32,
+):
+    search_merge_block(ids, logprobs, logits, totals, best, tokens, ranges, Int(n_vocab), Int(k))
 
 
 def follow(
@@ -203,14 +281,22 @@ def show[FuncType: TrivialRegisterPassable, //, kernel: FuncType](name: String):
 
 def main():
     comptime for type in [DType.float16, DType.bfloat16, DType.float32]:
+        show[embed[type]](String("embed ", type))
         comptime for rows in [1, 5, 8]:
             comptime outputs = 1 if rows == 1 else 2
-            show[linear[type, F32, rows, outputs, False, False, False]](String("linear ", type, " ", rows))
+            show[linear[type, F32, rows, outputs, overlaps=False]](String("linear apart ", type, " ", rows))
+            show[linear[type, F32, rows, outputs]](String("linear ", type, " ", rows))
+            show[linear[type, F32, rows, outputs, has_norm=True]](String("linear norm ", type, " ", rows))
     comptime for rows in [1, 5]:
         comptime outputs = 1 if rows == 1 else 2
-        show[linear[DType.float16, F32, rows, outputs, True, False, False]](String("linear bias float16 ", rows))
-        show[linear[DType.float16, F32, rows, outputs, True, False, True]](String("linear gelu float16 ", rows))
-        show[linear[DType.float16, F32, rows, outputs, True, True, False]](String("linear add float16 ", rows))
+        comptime F16 = DType.float16
+        show[linear[F16, F32, rows, outputs, has_norm=True, has_bias=True]](String("linear norm bias float16 ", rows))
+        show[linear[F16, F32, rows, outputs, has_norm=True, has_bias=True, has_gelu=True]](
+            String("linear norm gelu float16 ", rows)
+        )
+        show[linear[F16, F32, rows, outputs, has_bias=True]](String("linear bias float16 ", rows))
+        show[linear[F16, F32, rows, outputs, has_bias=True, has_gelu=True]](String("linear gelu float16 ", rows))
+        show[linear[F16, F32, rows, outputs, has_bias=True, has_residual=True]](String("linear add float16 ", rows))
 
     comptime for type in [DType.float16, DType.float32]:
         comptime for side in [4, 8]:
@@ -222,7 +308,16 @@ def main():
     show[scores]("scores")
 
     comptime for type in [DType.float16, DType.bfloat16]:
-        show[linear[type, type, 5, 2, True, False, True]](String("linear gelu of ", type))
+        show[tensor_linear[type, F32]](String("tensor linear ", type))
+        show[tensor_linear[type, F32, has_norm=True]](String("tensor linear norm ", type))
+        show[tensor_linear[type, F32, has_norm=True, has_bias=True]](String("tensor linear norm bias ", type))
+        show[tensor_linear[type, F32, has_norm=True, has_bias=True, has_gelu=True]](
+            String("tensor linear norm gelu ", type)
+        )
+        show[tensor_linear[type, F32, has_bias=True]](String("tensor linear bias ", type))
+        show[tensor_linear[type, F32, has_bias=True, has_gelu=True]](String("tensor linear gelu ", type))
+        show[tensor_linear[type, F32, has_bias=True, has_residual=True]](String("tensor linear add ", type))
+        show[tensor_linear[type, type, has_bias=True, overlaps=False]](String("tensor linear apart ", type))
         comptime for side in [64, 128]:
             show[tensor_gemm[type, type, 1, side, True, True, False, False]](String("tensor gelu ", type, " ", side))
             show[tensor_gemm[type, F32, 1, side, True, False, True, False]](String("tensor add ", type, " ", side))
@@ -236,7 +331,7 @@ def main():
             show[cross_attention[type, rows, 64]](String("cross_attention ", type, " ", rows))
     show[tensor_gemm[DType.float16, F32, 1, 64, False, False, False, False]]("tensor without bias")
 
-    comptime for head_dim in [48, 64]:
+    comptime for head_dim in [32, 64]:
         show[self_attention[F32, head_dim]](String("self_attention ", head_dim))
     comptime for rows in [1, 5]:
         show[cross_attention[F32, rows, 64]](String("cross_attention ", rows))
@@ -245,5 +340,6 @@ def main():
         show[flash[head_dim]](String("flash ", head_dim))
     show[store[F32]]("store")
     show[causal[F32, 64]]("causal")
-    show[search]("search")
+    show[search_parts]("search parts")
+    show[search_merge]("search merge")
     show[follow]("follow")

@@ -34,7 +34,7 @@ _SHUFFLE = re.compile(r"shfl\.sync\.(?P<mode>up|down|bfly|idx)\.b32")
 _VOTE = re.compile(r"vote\.sync\.(?P<mode>all|any|uni|ballot)\.(?P<t>pred|b32)")
 _REDUCE = re.compile(r"redux\.sync\.(?P<op>add|min|max|and|or|xor)\.(?P<t>[bus]32)")
 _GROUPS = {"cp.async.commit_group": commit_group, "cp.async.wait_all": wait_all}
-_NOTHING = re.compile(r"(?:membar|fence)\.[\w.]+|griddepcontrol\.\w+")  # one launch at a time, in order
+_NOTHING = re.compile(r"(?:membar|fence)\.[\w.]+")  # all see what is written in the same order
 
 
 class Compiler:
@@ -119,6 +119,8 @@ class Compiler:
             return lambda m, act: write(m, act, m.ballot(m.numbers[act])[m.numbers[act]])
         if _NOTHING.fullmatch(name):
             return _nothing
+        if name in _OVERLAP:
+            return _OVERLAP[name]
         return self._arithmetic(name, operands)
 
     def _arithmetic(self, name: str, operands: list[str]) -> Callable[[Machine, Act], None]:
@@ -289,6 +291,19 @@ class Compiler:
 
 def _nothing(m: Machine, act: Act) -> None:
     pass
+
+
+def _wait_for_last(m: Machine, act: Act) -> None:
+    if m.overlap is not None:
+        m.overlap.waited[act] = True
+
+
+def _launch_next(m: Machine, act: Act) -> None:
+    if m.overlap is not None:
+        m.overlap.check("lets the next launch begin", m.threads(act))
+
+
+_OVERLAP = {"griddepcontrol.wait": _wait_for_last, "griddepcontrol.launch_dependents": _launch_next}
 
 
 def _trap(m: Machine, act: Act) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from .instructions import Compiler
 from .machine import Machine, Step
 from .memory import Memory
+from .overlap import Overlap
 from .text import Variable, parse
 
 Table = Sequence[Sequence["int | np.ndarray[Any, Any]"]]
@@ -50,6 +51,7 @@ class Kernel:
                 raise ValueError(f"PTX line {instruction.line}: {written}: {problem}") from None
         self._steps.append(Step(0, None, False, "exit", None, ()))
         self._granule = compiler.granule
+        self._overlaps = any(each.name == "griddepcontrol.wait" for each in self._text.instructions)
 
     def run(
         self,
@@ -58,6 +60,7 @@ class Kernel:
         args: Sequence[Any],
         dynamic_shared: int = 0,
         limit: int = 5_000_000,
+        settled: Sequence[Any] = (),
     ) -> None:
         """Launch the kernel once and wait for it.
 
@@ -72,18 +75,24 @@ class Kernel:
             Bytes of shared memory for a variable that is declared without a size.
         limit
             Instructions, each for many threads, after which the kernel counts as endless.
+        settled
+            Those of `args` that the launch before does not write, so that a kernel that waits for its end may read them
+            at once.
 
         Raises
         ------
         AccessError
             A load or store where nothing is, misaligned, into a read-only array, or of what was never written.
         RaceError
-            Warps use one place with no barrier between, or blocks use what another one writes.
+            Warps use one place with no barrier between, blocks use what another one writes, or a kernel that waits for
+            the launch before uses what that one may write before it has waited.
         KernelError
             Threads wait for each other without end, or do anything else that a GPU does not define.
         """
         grid, block = _three(grid), _three(block)
         self._check_limits(block)
+        if len(settled) and not self._overlaps:
+            raise ValueError("the kernel does not wait for the launch before: it begins when that has ended")
         memory = Memory(self._granule)
         symbols = dict(self._symbols)
         shared = _lay_out(self._shared, symbols, dynamic_shared)
@@ -92,7 +101,7 @@ class Kernel:
                 initial = variable.initial.copy()
                 initial.flags.writeable = variable.space == "global"
                 symbols[variable.name] = memory.add(variable.name, initial)
-        memory.pass_parameters(self._pack(args, memory))
+        memory.pass_parameters(self._pack(args, memory, settled))
         blocks = int(np.prod(grid))
         padded = -(-int(np.prod(block)) // 32) * 32
         at_once = max(1, _THREADS // padded)
@@ -101,7 +110,9 @@ class Kernel:
                 count = min(at_once, blocks - first)
                 memory.set_up("shared", count, shared)
                 memory.set_up("local", count * padded, self._local)
-                Machine(self._registers, symbols, memory, grid, block, first, count).run(self._steps, limit)
+                overlap = Overlap(count * padded) if self._overlaps else None
+                memory.overlap(overlap)
+                Machine(self._registers, symbols, memory, grid, block, first, count, overlap).run(self._steps, limit)
 
     def _check_limits(self, block: tuple[int, ...]) -> None:
         required = self._text.limits.get("reqntid")
@@ -110,21 +121,22 @@ class Kernel:
         if np.prod(block) > np.prod(self._text.limits.get("maxntid", [1024])):
             raise ValueError(f"blocks of {block} are more threads than the kernel is for")
 
-    def _pack(self, args: Sequence[Any], memory: Memory) -> bytes:
+    def _pack(self, args: Sequence[Any], memory: Memory, settled: Sequence[Any]) -> bytes:
         parameters = self._text.parameters
         if len(args) != len(parameters):
             raise ValueError(f"the kernel takes {len(parameters)} arguments, not {len(args)}")
         packed = b""
         for i, (parameter, given) in enumerate(zip(parameters, args, strict=True)):
             name, raw = f"argument {i}", b""
+            is_settled = any(given is each for each in settled)
             if parameter.aggregate:
                 for item in given:
-                    part = _bytes(name, item, 8, memory)
+                    part = _bytes(name, item, 8, memory, is_settled)
                     raw += bytes(-len(raw) % len(part)) + part
                 raw += bytes(-len(raw) % 8)
                 raw = raw[: parameter.size] if not any(raw[parameter.size :]) else raw
             else:
-                raw = _bytes(name, given, parameter.size, memory)
+                raw = _bytes(name, given, parameter.size, memory, is_settled)
             if len(raw) != parameter.size:
                 raise ValueError(f"{name} has {len(raw)} bytes, its parameter {parameter.size}")
             packed += bytes(parameter.offset - len(packed)) + raw
@@ -149,13 +161,13 @@ def _lay_out(variables: list[Variable], symbols: dict[str, int], dynamic: int) -
     return spans
 
 
-def _bytes(name: str, given: Any, size: int, memory: Memory) -> bytes:
+def _bytes(name: str, given: Any, size: int, memory: Memory, settled: bool) -> bytes:
     if isinstance(given, list):
-        entries = [[_bytes(f"an entry of {name}", entry, 8, memory) for entry in row] for row in given]
+        entries = [[_bytes(f"an entry of {name}", entry, 8, memory, settled) for entry in row] for row in given]
         given = np.array([[int.from_bytes(entry, "little") for entry in row] for row in entries], np.int64)
         given.flags.writeable = False
     if isinstance(given, np.ndarray):
-        return memory.add(name, given).to_bytes(8, "little")
+        return memory.add(name, given, settled).to_bytes(8, "little")
     if isinstance(given, np.generic):
         return given.tobytes()
     if isinstance(given, float):

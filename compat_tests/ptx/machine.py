@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import AccessError, KernelError
 from .memory import Memory
+from .overlap import Overlap
 from .races import Threads
 from .values import storage
 
@@ -48,8 +49,9 @@ class Machine:
         block: tuple[int, ...],
         first: int,
         count: int,
+        overlap: Overlap | None,
     ) -> None:
-        self.symbols, self.memory = symbols, memory
+        self.symbols, self.memory, self.overlap = symbols, memory, overlap
         self._widths, self._grid, self._block, self._first = registers, grid, block, first
         size = int(np.prod(block))
         self._padded = -(-size // 32) * 32
@@ -162,6 +164,7 @@ class Machine:
             if not running.any():
                 if (self._state == _EXITED).all():
                     self._check_copies()
+                    self._check_waits(self._thread < int(np.prod(self._block)))
                     return
                 self._release(steps)
                 continue
@@ -257,6 +260,10 @@ class Machine:
         if flights is not None and (missed := flights.missed()) is not None:
             number, self.line = missed
             raise self.error(KernelError, "has not waited for this copy at its end", number)
+
+    def _check_waits(self, there: Array) -> None:
+        if self.overlap is not None:
+            self.overlap.check("ends", self.threads(np.flatnonzero(there)))
 
     def _stuck(self, steps: list[Step], number: int, why: str) -> NoReturn:
         self.line = steps[int(self._pc[number])].line

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import AccessError, RaceError
 from .flights import Flights
+from .overlap import Overlap
 from .races import Races, Threads
 from .values import Array
 
@@ -34,6 +35,8 @@ class Place:
         self.written: Array | None = None  # which bytes hold a value
         self.races: Races | None = None
         self.flights: Flights | None = None  # from the first asynchronous copy on
+        self.overlap: Overlap | None = None  # with the launch before, of arrays
+        self.settled = False  # whether that launch writes none of it
 
     def find(self, offsets: Array, size: int, align: int, owners: Array | None, threads: Threads) -> Array:
         """Return where in `data` accesses of `size` bytes begin, after checking that they lie inside."""
@@ -55,7 +58,10 @@ class Place:
             raise threads.error(AccessError, f"{what} {name} ({size} bytes) at offset {offset}", at)
 
     def load(self, at: Array, size: int, threads: Threads, constant: bool = False) -> Array:
-        """Return elements of `size` bytes; `constant` promises that the kernel never writes them."""
+        """Return elements of `size` bytes; `constant` promises that nobody writes them while the kernel runs."""
+        if constant and self.overlap is not None and not self.settled:
+            what = f"reads {self.name} as if the launch before did not write it, so that it may read too early"
+            raise threads.error(RaceError, what, 0)
         self._known(at, size, threads)
         if self.races is not None:
             self.races.read(self.name, at, size, threads, constant)
@@ -73,6 +79,7 @@ class Place:
         if not self.writable:
             self._check(np.ones(len(at), bool), "store into read-only", at, threads)
         size = values.itemsize
+        self._overlaps("writes", threads)
         self._landed("writes", at, size, threads)
         view, place = self._view(size), at // size
         if self.races is not None:
@@ -95,6 +102,7 @@ class Place:
         """Replace one element after the other by `update` of it and its number; return what was there before."""
         if not self.writable:
             self._check(np.ones(len(at), bool), "atomic operation on read-only", at, threads)
+        self._overlaps("writes", threads)
         self._known(at, size, threads)
         view, before = self._view(size), np.empty(len(at), f"u{size}")
         for i, place in enumerate(at // size):
@@ -106,7 +114,13 @@ class Place:
         if self.flights is not None:
             self.flights.check(does, at, size, threads)
 
+    def _overlaps(self, does: str, threads: Threads) -> None:
+        if self.overlap is not None:
+            self.overlap.check(f"{does} {self.name}", threads)
+
     def _known(self, at: Array, size: int, threads: Threads) -> None:
+        if not self.settled:
+            self._overlaps("reads", threads)
         self._landed("reads", at, size, threads)
         if self.written is not None:
             known = self.written[at[:, None] + np.arange(size)].all(1)
@@ -125,8 +139,8 @@ class Memory:
         self._addresses: dict[tuple[int, int, bool], int] = {}
         self.spaces: dict[str, Place] = {}
 
-    def add(self, name: str, array: Array) -> int:
-        """Give an array an address; the same array again gets the same."""
+    def add(self, name: str, array: Array, settled: bool = True) -> int:
+        """Give an array an address; the same array again gets the same, and is settled if it is said each time."""
         if not array.flags.c_contiguous:
             raise ValueError(f"{name} is not contiguous")
         pointer = array.__array_interface__["data"][0]
@@ -140,7 +154,15 @@ class Memory:
                 place.races = Races(place.size, self._granule)
             self._addresses[key] = (len(self._arrays) + _FIRST << WINDOW_BITS) + _MIDDLE
             self._arrays.append(place)
+            place.settled = True
+        place = self._arrays[(self._addresses[key] >> WINDOW_BITS) - _FIRST]
+        place.settled &= settled
         return self._addresses[key]
+
+    def overlap(self, overlap: Overlap | None) -> None:
+        """Let the arrays be those of a launch that overlaps with the one before."""
+        for place in self._arrays:
+            place.overlap = overlap
 
     def set_up(self, space: str, owners: int, spans: list[tuple[int, int, str]]) -> None:
         """Set up fresh shared or local memory for a batch of blocks or threads."""

@@ -15,11 +15,18 @@ KERNELS = Path(__file__).parent.parent / "kernels"
 KEYS_OF_A_BLOCK = 256
 """``KEYS`` in gpu_attention.mojo: what one block of a GPU attends to in a step's cross-attention"""
 
+TOKENS_OF_A_BLOCK = 2048
+"""``PART`` in gpu_search.mojo: what one block of a GPU searches of a row of logits"""
+
 ADDRESSES = 24
 """of a layer's parameters, which `decoder_layers` takes: weight and bias of three norms; of six products scales, too"""
 
 LARGEST_VECTOR = 16
 """float32 values in a register: what the attention kernels take a head to be a multiple of"""
+
+
+Norm = tuple[TensorValue, TensorValue]
+"""Weight and bias of a layer norm, (k) each."""
 
 
 def kernel_library() -> KernelLibrary:
@@ -61,19 +68,46 @@ def project(logits: BufferValue, x: TensorValue, weight: TensorValue, scales: Te
         ops.inplace_custom("whisper_project_int8", x.device, [*operands, scales])
 
 
-def linear(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
-    """Return ``x @ weight.T + bias``."""
-    return ops.custom("whisper_linear", x.device, [x, weight, bias], [_rows(x, weight)])[0].tensor
+def embed(
+    tokens: BufferValue, positions: BufferValue, token_embedding: TensorValue, positional_embedding: TensorValue
+) -> tuple[TensorValue, TensorValue]:
+    """Return the embeddings of tokens plus those of their positions, (batch, n_state), and the positions.
+
+    On a GPU only. Both are read from memory that the graph writes later; MAX would load it by a kernel of its own.
+    """
+    device, batch = tokens.device, positions.shape[0]
+    types = [
+        TensorType(DType.float32, [batch, positional_embedding.shape[1]], device),
+        TensorType(DType.int64, [batch], device),
+    ]
+    operands = [tokens, positions, token_embedding, positional_embedding]
+    x, at = ops.inplace_custom("whisper_embed", device, operands, types)
+    return x.tensor, at.tensor
 
 
-def linear_gelu(x: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
-    """Return ``gelu(x @ weight.T + bias)``, by the error function."""
-    return ops.custom("whisper_linear_gelu", x.device, [x, weight, bias], [_rows(x, weight)])[0].tensor
+def norm_project(logits: BufferValue, x: TensorValue, norm: Norm, weight: TensorValue, *, rounded: bool) -> None:
+    """Do what `project` does for the layer norm of x, which is `rounded` to the type of the weight; on a GPU only."""
+    parameters = {"rounded": rounded}
+    ops.inplace_custom("whisper_norm_project", x.device, [logits, x, *norm, weight], parameters=parameters)
 
 
-def linear_add(x: TensorValue, residual: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
-    """Return ``x @ weight.T + bias + residual``."""
-    return ops.custom("whisper_linear_add", x.device, [x, weight, bias, residual], [residual.type])[0].tensor
+def norm_linear(x: TensorValue, norm: Norm, weight: TensorValue, bias: TensorValue, *, rounded: bool) -> TensorValue:
+    """Return ``layer_norm(x) @ weight.T + bias``, for x (m, k), see `norm_project`."""
+    return _few_rows("whisper_norm_linear", [x, *norm, weight, bias], _rows(x, weight), rounded)
+
+
+def norm_linear_gelu(
+    x: TensorValue, norm: Norm, weight: TensorValue, bias: TensorValue, *, rounded: bool
+) -> TensorValue:
+    """Return ``gelu(layer_norm(x) @ weight.T + bias)``, by the error function."""
+    return _few_rows("whisper_norm_linear_gelu", [x, *norm, weight, bias], _rows(x, weight), rounded)
+
+
+def linear_add(
+    x: TensorValue, residual: TensorValue, weight: TensorValue, bias: TensorValue, *, rounded: bool
+) -> TensorValue:
+    """Return ``x @ weight.T + bias + residual``, with x rounded as in `norm_project`; on a GPU only."""
+    return _few_rows("whisper_linear_add", [x, weight, bias, residual], residual.type, rounded)
 
 
 def self_attention(
@@ -122,7 +156,20 @@ def search(
     suppressed (n) int64, negative where there is none; ranges (batch, 4) int64: the first and last but one token of
     text, and of timestamps.
     """
-    ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
+    if not logits.device.is_gpu():
+        ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
+        return
+    # a row would keep one block of a GPU busy, so that many blocks share it
+    (batch, k), n_parts = ids.shape, -(-int(logits.shape[1]) // TOKENS_OF_A_BLOCK)
+    of_each_kind = [batch, n_parts, 2]
+    types = [
+        TensorType(DType.float32, [*of_each_kind, 2], logits.device),
+        TensorType(DType.float32, [*of_each_kind, k], logits.device),
+        TensorType(DType.int32, [*of_each_kind, k], logits.device),
+    ]
+    parts = ops.inplace_custom("whisper_search_parts", logits.device, [logits, suppressed, ranges], types)
+    operands = [ids, logprobs, logits, *(part.tensor for part in parts), ranges]
+    ops.inplace_custom("whisper_search_merge", logits.device, operands)
 
 
 def follow(
@@ -241,6 +288,10 @@ def _matmul(
 ) -> TensorValue:
     result = TensorType(out or x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
     return ops.custom(name, x.device, [x, weight, *operands], [result])[0].tensor
+
+
+def _few_rows(name: str, operands: list[TensorValue], out: TensorType, rounded: bool) -> TensorValue:
+    return ops.custom(name, out.device, operands, [out], parameters={"rounded": rounded})[0].tensor
 
 
 def _rows(x: TensorValue, weight: TensorValue) -> TensorType:

@@ -8,12 +8,15 @@ from whisper.model import ModelDimensions
 
 from whisper_max_plugin.graphs.kernels import (
     ADDRESSES,
+    Norm,
     cross_attention,
     decoder_layers,
+    embed,
     follow,
-    linear,
     linear_add,
-    linear_gelu,
+    norm_linear,
+    norm_linear_gelu,
+    norm_project,
     project,
     search,
     self_attention,
@@ -69,7 +72,6 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
         tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (x.buffer for x in buffers)
         suppressed, rules, holders, memory = (x.tensor for x in tensors)
         batch = holders.shape[0]
-        at = ops.buffer_load(positions)
 
         token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
         projection = [token_embedding]
@@ -77,20 +79,21 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
             projection.append(weights("stored.token_embedding.scales", dims.n_vocab))
             token_embedding = weights("decoder.token_embedding.weight", dims.n_vocab, n_state)
         position_table = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
-        x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(DType.float32)
-        x = ops.rebind(x, [batch, n_state])
-        x = x + ops.gather(position_table, at, axis=0)  # (batch, n_state)
 
         if device.is_cpu():
+            x = ops.gather(token_embedding, ops.reshape(ops.buffer_load(tokens), [-1]), axis=0).cast(DType.float32)
+            at = ops.buffer_load(positions)
+            x = ops.rebind(x, [batch, n_state]) + ops.gather(position_table, at, axis=0)
             addresses = Weights(DType.int64, device)("stored.addresses", n_layer, ADDRESSES)
             x = decoder_layers(x, addresses, memory, holders, at, types, dims.n_audio_ctx, head_dim)
+            project(logits, layer_norm(x, weights, "decoder.ln", n_state), *projection)
         else:
+            x, at = embed(tokens, positions, token_embedding, position_table)
             of_text = memory, holders, at
             for layer in range(n_layer):
-                x = _layer(x, layer, weights, stored_weights, *of_text, types.cache, dims.n_audio_ctx, head_dim)
-
-        x = layer_norm(x, weights, "decoder.ln", n_state)
-        project(logits, x, *projection)
+                x = _layer(x, layer, weights, stored_weights, *of_text, types, dims.n_audio_ctx, head_dim)
+            norm = _norm(weights, "decoder.ln", n_state)
+            norm_project(logits, x, norm, token_embedding, rounded=types.are_half)
         search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges))
         follow(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
         graph.output()
@@ -104,28 +107,32 @@ def _layer(
     memory: TensorValue,
     holders: TensorValue,
     positions: TensorValue,
-    cache: DType,
+    types: Types,
     n_audio_ctx: int,
     head_dim: int,
 ) -> TensorValue:
     """Return what a layer makes of x (batch, n_state), by an operation for each part, as a GPU is given its work."""
-    name, n_state = f"blocks.{layer}", int(x.shape[1])
+    name, n_state, rounded = f"blocks.{layer}", int(x.shape[1]), types.are_half
+
+    def norm(part: str) -> Norm:
+        return _norm(weights, f"decoder.{name}.{part}", n_state)
 
     def product(part: str, n_out: int, n_in: int) -> tuple[TensorValue, TensorValue]:
         # three layers in one are laid out for this graph
         bias = f"stored.{name}.{part}.bias" if part == "attn.qkv" else f"decoder.{name}.{part}.bias"
         return stored(f"stored.{name}.{part}.weight", n_out, n_in), weights(bias, n_out)
 
-    h = layer_norm(x, weights, f"decoder.{name}.attn_ln", n_state)
-    qkv = linear(h, *product("attn.qkv", 3 * n_state, n_state))
-    a = self_attention(qkv, memory, holders, positions, cache, layer, head_dim)
-    x = linear_add(a, x, *product("attn.out", n_state, n_state))
+    qkv = norm_linear(x, norm("attn_ln"), *product("attn.qkv", 3 * n_state, n_state), rounded=rounded)
+    a = self_attention(qkv, memory, holders, positions, types.cache, layer, head_dim)
+    x = linear_add(a, x, *product("attn.out", n_state, n_state), rounded=rounded)
 
-    h = layer_norm(x, weights, f"decoder.{name}.cross_attn_ln", n_state)
-    q = linear(h, *product("cross_attn.query", n_state, n_state))
-    a = cross_attention(q, memory, cache, layer, n_audio_ctx, head_dim)
-    x = linear_add(a, x, *product("cross_attn.out", n_state, n_state))
+    q = norm_linear(x, norm("cross_attn_ln"), *product("cross_attn.query", n_state, n_state), rounded=rounded)
+    a = cross_attention(q, memory, types.cache, layer, n_audio_ctx, head_dim)
+    x = linear_add(a, x, *product("cross_attn.out", n_state, n_state), rounded=rounded)
 
-    h = layer_norm(x, weights, f"decoder.{name}.mlp_ln", n_state)
-    h = linear_gelu(h, *product("mlp.0", 4 * n_state, n_state))
-    return linear_add(h, x, *product("mlp.2", n_state, 4 * n_state))
+    h = norm_linear_gelu(x, norm("mlp_ln"), *product("mlp.0", 4 * n_state, n_state), rounded=rounded)
+    return linear_add(h, x, *product("mlp.2", n_state, 4 * n_state), rounded=rounded)
+
+
+def _norm(weights: Weights, name: str, n_state: int) -> Norm:
+    return weights(f"{name}.weight", n_state), weights(f"{name}.bias", n_state)

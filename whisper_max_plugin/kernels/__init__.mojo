@@ -4,6 +4,7 @@ from .attention import *
 from .flash import *
 from .follow import *
 from .gemm import *
+from .gpu_step import *
 from .layers import *
 from .linear import *
 from .linear_int8 import *

@@ -3,7 +3,7 @@
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
-from std.math import exp, rsqrt
+from std.math import ceildiv, exp, rsqrt
 from std.sys import size_of
 
 from .gpu_attention import KEYS, cross_attention_parts, merge_parts, self_attention_on_gpu
@@ -280,6 +280,8 @@ struct CrossAttentionParts[of_kv: DType, head_dim: Int]:
         comptime if target == "cpu":
             raise Error("whisper_cross_attention_parts is for GPUs")
         else:
+            if parts.dim_size(1) != ceildiv(Int(n_audio_ctx), KEYS):
+                raise Error("the graph has another number of parts of a window than the blocks that attend to them")
             cross_attention_parts[Self.head_dim](
                 parts.unsafe_ptr(),
                 q.unsafe_ptr(),

@@ -6,6 +6,8 @@ from extensibility import _MutableInputTensor as MutableInputTensor
 from max.gpu import WARP_SIZE, thread_idx
 from max.gpu.host import DeviceContext
 
+from .gpu_overlap import changing, early, wait_for_last
+
 
 @always_inline
 def follow_row(
@@ -66,8 +68,22 @@ def follow_block(
     k: Int,
 ):
     """What one warp of a GPU does for all sequences, see `Follow`."""
+    wait_for_last()
     for row in range(Int(thread_idx.x), batch, WARP_SIZE):
-        follow_row(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, row, batch, k)
+        follow_row(
+            tokens,
+            positions,
+            ranges,
+            stamps,
+            chosen,
+            chosen_logprobs,
+            changing(ids),
+            changing(logprobs),
+            rules,
+            row,
+            batch,
+            k,
+        )
 
 
 @extensibility.register("whisper_follow")
@@ -143,4 +159,4 @@ struct Follow:
                     Int(n_candidates),
                 )
 
-            ctx.enqueue_function(kernel, grid_dim=1, block_dim=WARP_SIZE)
+            ctx.enqueue_function(kernel, grid_dim=1, block_dim=WARP_SIZE, attributes=early())

@@ -1,25 +1,55 @@
-"""Attention of one token on a GPU: the warps of a block share the keys of one head, and then merge what they found."""
+"""Attention of one token on a GPU: the warps of a block share the keys of one head, and then merge what they found.
+
+Lanes side by side read a key, or a value, and multiply with their part of the query; several keys lie next to each other in a
+warp.
+"""
 
 from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
+from std.bit import log2_floor
 from std.math import ceildiv, exp, rsqrt
 from std.memory import stack_allocation
 from std.sys import size_of
 
+from .gpu_overlap import changing, early, wait_for_last
 from .memory import Places, Table
+from .vectors import Float
 
 comptime WARPS = 8  # in a block
 comptime THREADS = WARPS * WARP_SIZE
-comptime KEYS = THREADS  # of a window, that one block attends to: a key for each thread
+comptime KEYS = 256  # of a window, that one block attends to
+comptime ROUNDS = 8  # keys and values that a lane has on their way
 comptime GROUP = 5  # queries that read keys and values together: the beams of one window
 comptime LOWEST = Scalar[DType.float32].MIN_FINITE
 
 
 @always_inline
+def across[operation: StaticString, nearest: Int](value: Float) -> Float:
+    """Return the "sum" or "max" of the lanes that are `nearest`, or a multiple of that, apart, to all of them."""
+    var result = value
+    comptime for i in range(log2_floor(WARP_SIZE // nearest)):
+        var other = warp.shuffle_xor(result, UInt32(nearest << i))
+        comptime if operation == "sum":
+            result += other
+        else:
+            result = max(result, other)
+    return result
+
+
+@always_inline
 def attend_block[
-    of_q: DType, of_kv: DType, out: DType, holder: DType, //, rows: Int, head_dim: Int, indirect: Bool, partial: Bool
+    of_q: DType,
+    of_kv: DType,
+    out: DType,
+    holder: DType,
+    //,
+    rows: Int,
+    head_dim: Int,
+    indirect: Bool,
+    partial: Bool,
+    overlaps: Bool,
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     q: Pointer[mut=False, Scalar[of_q], ...],
@@ -35,66 +65,106 @@ def attend_block[
 ):
     """Softmax attention of `m` <= `rows` queries, `q_stride` apart, to the keys and values from `begin` to `end`.
 
-    Keys are `key_stride` apart; with `indirect`, the one at t is that of row holders[t], rows being `row_stride` apart.
-    With `partial`, y (m, head_dim + 2) gets the unscaled sum, the largest score and the sum of weights.
+    Keys are `key_stride` apart; with `indirect`, the one at t is that of row holders[t], rows being `row_stride` apart, and
+    the last key and value are those behind the query, which nobody has stored yet. With `partial`, y (m, head_dim + 2) gets
+    the unscaled sum, the largest score and the sum of weights. With `overlaps`, q is what the kernel before writes.
     """
     comptime load = 16 // size_of[of_kv]()  # values that a lane reads at once
-    comptime assert head_dim % load == 0, "a head is not a whole number of vectors"
-    comptime slots = (head_dim + WARP_SIZE - 1) // WARP_SIZE  # values of the head that a lane sums up
+    comptime lanes = head_dim // load  # that read a key
+    comptime assert head_dim % load == 0 and WARP_SIZE % lanes == 0, "keys do not fill a warp"
+    comptime beside = WARP_SIZE // lanes  # keys
+    comptime of_warp = ROUNDS * beside  # keys at a time
     comptime width = head_dim + 2
-    var shared = stack_allocation[WARPS * rows * width, Scalar[DType.float32], address_space=AddressSpace.SHARED]()
+    comptime Stored = SIMD[of_kv, load]
+    comptime Floats = SIMD[DType.float32, load]
+    var shared = stack_allocation[WARPS * rows * width, Float, address_space=AddressSpace.SHARED]()
     var lane = Int(lane_id())
+    var part = lane % lanes * load  # of the head
     var warp_index = Int(thread_idx.x) // WARP_SIZE
-    var scale = rsqrt(Scalar[DType.float32](head_dim))
+    var scale = rsqrt(Float(head_dim))
 
-    var tops = Array[Scalar[DType.float32], rows](fill=LOWEST)
-    var totals = Array[Scalar[DType.float32], rows](fill=0)
-    var sums = Array[Scalar[DType.float32], rows * slots](fill=0)
+    var keys = Array[Stored, ROUNDS](fill=Stored(0))
+    var values = Array[Stored, ROUNDS](fill=Stored(0))
 
-    for first in range(begin + warp_index * WARP_SIZE, end, THREADS):
-        var t = min(first + lane, end - 1)
-        var offset = t * key_stride
+    var stored = end - 1 if indirect else end
+
+    @always_inline
+    def fetch(first: Int) {mut keys, mut values, imm}:
+        """Read the keys from `first` on, and their values, as far as they are stored."""
+        if first >= stored:
+            return
+        comptime for i in range(ROUNDS):
+            var t = min(first + i * beside + lane // lanes, stored - 1)
+            var offset = t * key_stride + part
+            comptime if indirect:
+                offset += Int(holders[unsafe_offset=t]) * row_stride
+            keys[i] = changing(k).unsafe_load[width=load, alignment=16](offset)
+            values[i] = changing(v).unsafe_load[width=load, alignment=16](offset)
+
+    var first = begin + warp_index * of_warp
+    fetch(first)
+    comptime if overlaps:
+        wait_for_last()
+
+    @always_inline
+    def load_query(row: Int) {imm} -> SIMD[of_q, load]:
+        return changing(q).unsafe_load[width=load, alignment=16](row * q_stride + part)
+
+    var queries = Array[Floats, rows](fill=Floats(0))
+    comptime for r in range(rows):
+        queries[r] = load_query(min(r, m - 1)).cast[DType.float32]() * scale
+    var latest_key = Stored(0)
+    var latest_value = Stored(0)
+    comptime if indirect:
+        latest_key = load_query(1).cast[of_kv]()
+        latest_value = load_query(2).cast[of_kv]()
+    var tops = Array[Float, rows](fill=LOWEST)
+    var totals = Array[Float, rows](fill=0)
+    var sums = Array[Floats, rows](fill=Floats(0))
+
+    while first < end:
         comptime if indirect:
-            offset += Int(holders[unsafe_offset=t]) * row_stride
-        var products = Array[Scalar[DType.float32], rows](fill=0)
-        for i in range(0, head_dim, load):
-            var key = k.unsafe_load[width=load, alignment=16](offset + i).cast[DType.float32]()
+            comptime for i in range(ROUNDS):
+                if first + i * beside + lane // lanes >= stored:
+                    keys[i] = latest_key
+                    values[i] = latest_value
+        var weights = Array[Float, ROUNDS * rows](fill=LOWEST)  # scores at first
+        comptime for i in range(ROUNDS):
+            var key = keys[i].cast[DType.float32]()
+            var is_there = first + i * beside + lane // lanes < end
             comptime for r in range(rows):
-                var query = q.unsafe_load[width=load, alignment=16](min(r, m - 1) * q_stride + i)
-                products[r] += (key * query.cast[DType.float32]()).reduce_add()
-
-        var weights = Array[Scalar[DType.float32], rows](fill=0)
+                var product = warp.lane_group_sum[num_lanes=lanes]((key * queries[r]).reduce_add())
+                if is_there:
+                    weights[i * rows + r] = product
         comptime for r in range(rows):
-            var score = products[r] * scale if first + lane < end else LOWEST
-            var top = max(tops[r], warp.max(score))
-            weights[r] = exp(score - top) if first + lane < end else Scalar[DType.float32](0)
+            var top = tops[r]
+            comptime for i in range(ROUNDS):
+                top = max(top, weights[i * rows + r])
+            top = across["max", lanes](top)
             var shrink = exp(tops[r] - top)
-            totals[r] = totals[r] * shrink + warp.sum(weights[r])
-            comptime for s in range(slots):
-                sums[r * slots + s] *= shrink
             tops[r] = top
-
-        for j in range(min(WARP_SIZE, end - first)):
-            var value = Int(warp.shuffle_idx(Int32(offset), UInt32(j)))
-            comptime for s in range(slots):
-                comptime if (s + 1) * WARP_SIZE <= head_dim:
-                    var x = v[unsafe_offset = value + s * WARP_SIZE + lane].cast[DType.float32]()
-                    comptime for r in range(rows):
-                        sums[r * slots + s] = x.fma(warp.shuffle_idx(weights[r], UInt32(j)), sums[r * slots + s])
-                else:
-                    var at = value + min(s * WARP_SIZE + lane, head_dim - 1)
-                    var x = v[unsafe_offset=at].cast[DType.float32]()
-                    comptime for r in range(rows):
-                        sums[r * slots + s] = x.fma(warp.shuffle_idx(weights[r], UInt32(j)), sums[r * slots + s])
+            totals[r] *= shrink
+            sums[r] *= shrink
+        comptime for i in range(ROUNDS):
+            var value = values[i].cast[DType.float32]()
+            var is_there = first + i * beside + lane // lanes < end
+            comptime for r in range(rows):
+                var weight = exp(weights[i * rows + r] - tops[r]) if is_there else Float(0)
+                totals[r] += weight
+                sums[r] = value.fma(Floats(weight), sums[r])
+        first += WARPS * of_warp
+        fetch(first)
 
     comptime for r in range(rows):
-        var of_warp = (warp_index * rows + r) * width
-        comptime for s in range(slots):
-            if s * WARP_SIZE + lane < head_dim:
-                shared[unsafe_offset = of_warp + s * WARP_SIZE + lane] = sums[r * slots + s]
+        var place = shared.unsafe_offset((warp_index * rows + r) * width)
+        var total = across["sum", lanes](totals[r])
+        comptime for i in range(load):
+            var sum = across["sum", lanes](sums[r][i])
+            if lane < lanes:
+                place[unsafe_offset = part + i] = sum
         if lane == 0:
-            shared[unsafe_offset = of_warp + head_dim] = tops[r]
-            shared[unsafe_offset = of_warp + head_dim + 1] = totals[r]
+            place[unsafe_offset=head_dim] = tops[r]
+            place[unsafe_offset = head_dim + 1] = total
     barrier()
 
     for i in range(Int(thread_idx.x), m * head_dim, THREADS):
@@ -102,13 +172,13 @@ def attend_block[
         var top = LOWEST
         comptime for w in range(WARPS):
             top = max(top, shared[unsafe_offset = (w * rows + r) * width + head_dim])
-        var total = Scalar[DType.float32](0)
-        var sum = Scalar[DType.float32](0)
+        var total = Float(0)
+        var sum = Float(0)
         comptime for w in range(WARPS):
-            var of_warp = (w * rows + r) * width
-            var weight = exp(shared[unsafe_offset = of_warp + head_dim] - top)
-            total = weight.fma(shared[unsafe_offset = of_warp + head_dim + 1], total)
-            sum = weight.fma(shared[unsafe_offset = of_warp + i % head_dim], sum)
+            var of_one = (w * rows + r) * width
+            var weight = exp(shared[unsafe_offset = of_one + head_dim] - top)
+            total = weight.fma(shared[unsafe_offset = of_one + head_dim + 1], total)
+            sum = weight.fma(shared[unsafe_offset = of_one + i % head_dim], sum)
         comptime if partial:
             y[unsafe_offset = r * width + i % head_dim] = sum.cast[out]()
             if i % head_dim == 0:
@@ -122,8 +192,8 @@ def attend_block[
 def self_attention_block[
     of_kv: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    qkv: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Float, ...],
+    qkv: Pointer[Float, ...],
     memory: Table,
     holders: Pointer[mut=False, Scalar[DType.int32], ...],
     positions: Pointer[Scalar[DType.int64], ...],
@@ -139,15 +209,10 @@ def self_attention_block[
     var key_stride = places.n_rows(memory, window) * n_state
     var keys = places.keys(memory, window).unsafe_offset(head)
     var values = places.values(memory, window).unsafe_offset(head)
-    var last = Int(positions[unsafe_offset=b])
+    var last = Int(changing(positions)[unsafe_offset=b])
     var holder = holders.unsafe_offset(b * n_text_ctx)
     var source = qkv.unsafe_offset(b * 3 * n_state + head)
-    var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
-    for i in range(Int(thread_idx.x), head_dim, THREADS):
-        keys[unsafe_offset = latest + i] = source[unsafe_offset = n_state + i].cast[of_kv]()
-        values[unsafe_offset = latest + i] = source[unsafe_offset = 2 * n_state + i].cast[of_kv]()
-    barrier()  # and all of the block see them
-    attend_block[1, head_dim, True, False](
+    attend_block[1, head_dim, indirect=True, partial=False, overlaps=True](
         y.unsafe_offset(b * n_state + head),
         source,
         keys,
@@ -160,14 +225,18 @@ def self_attention_block[
         0,
         last + 1,
     )
+    var latest = last * key_stride + Int(holder[unsafe_offset=last]) * n_state
+    for i in range(Int(thread_idx.x), head_dim, THREADS):
+        keys[unsafe_offset = latest + i] = changing(source)[unsafe_offset = n_state + i].cast[of_kv]()
+        values[unsafe_offset = latest + i] = changing(source)[unsafe_offset = 2 * n_state + i].cast[of_kv]()
 
 
 @always_inline
 def cross_attention_block[
     of_kv: DType, //, rows: Int, head_dim: Int
 ](
-    parts: Pointer[mut=True, Scalar[DType.float32], ...],
-    q: Pointer[mut=False, Scalar[DType.float32], ...],
+    parts: Pointer[mut=True, Float, ...],
+    q: Pointer[mut=False, Float, ...],
     memory: Table,
     places: Places[of_kv],
     first_row: Int,
@@ -183,7 +252,7 @@ def cross_attention_block[
     var n_parts = ceildiv(n_keys, KEYS)
     var n_state = n_head * head_dim
     var m = min(rows, n_group - first_row)
-    attend_block[rows, head_dim, False, True](
+    attend_block[rows, head_dim, indirect=False, partial=True, overlaps=True](
         parts.unsafe_offset(((of_all * n_parts + part) * n_group + first_row) * (head_dim + 2)),
         q.unsafe_offset((window * n_group + first_row) * n_state + head * head_dim),
         places.cross_keys(memory, window).unsafe_offset(head * n_keys * head_dim),
@@ -202,23 +271,24 @@ def cross_attention_block[
 def merge_block[
     head_dim: Int
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    parts: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Float, ...],
+    parts: Pointer[Float, ...],
     n_group: Int,
     n_head: Int,
     n_parts: Int,
 ):
     """Merge the parts that `cross_attention_block` left of one window's head."""
+    wait_for_last()
     comptime width = head_dim + 2
     var head = Int(block_idx.x)  # of all windows
-    var of_head = parts.unsafe_offset(head * n_parts * n_group * width)
+    var of_head = changing(parts).unsafe_offset(head * n_parts * n_group * width)
     for i in range(Int(thread_idx.x), n_group * head_dim, THREADS):
         var row = i // head_dim
         var top = LOWEST
         for part in range(n_parts):
             top = max(top, of_head[unsafe_offset = (part * n_group + row) * width + head_dim])
-        var total = Scalar[DType.float32](0)
-        var sum = Scalar[DType.float32](0)
+        var total = Float(0)
+        var sum = Float(0)
         for part in range(n_parts):
             var at = (part * n_group + row) * width
             var weight = exp(of_head[unsafe_offset = at + head_dim] - top)
@@ -232,8 +302,8 @@ def merge_block[
 def self_attention_on_gpu[
     of_kv: DType, //, head_dim: Int
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    qkv: Pointer[Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Float, ...],
+    qkv: Pointer[Float, ...],
     memory: Table,
     holders: Pointer[mut=False, Scalar[DType.int32], ...],
     positions: Pointer[Scalar[DType.int64], ...],
@@ -257,15 +327,15 @@ def self_attention_on_gpu[
             y, qkv, memory, holders, positions, of_layer, Int(n_group_), Int(n_text_ctx_), Int(n_state_)
         )
 
-    ctx.enqueue_function(kernel, grid_dim=(batch, n_state // head_dim), block_dim=THREADS)
+    ctx.enqueue_function(kernel, grid_dim=(batch, n_state // head_dim), block_dim=THREADS, attributes=early())
 
 
 @always_inline
 def cross_attention_parts[
     of_kv: DType, //, head_dim: Int
 ](
-    parts: Pointer[mut=True, Scalar[DType.float32], ...],
-    q: Pointer[mut=False, Scalar[DType.float32], ...],
+    parts: Pointer[mut=True, Float, ...],
+    q: Pointer[mut=False, Float, ...],
     memory: Table,
     places: Places[of_kv],
     n_audio: Int,
@@ -291,15 +361,20 @@ def cross_attention_parts[
                         parts, q, memory, of_layer, Int(first_row_), Int(n_group_), Int(n_head_), Int(n_keys_)
                     )
 
-                ctx.enqueue_function(kernel, grid_dim=(ceildiv(n_keys, KEYS), n_audio * n_head), block_dim=THREADS)
+                ctx.enqueue_function(
+                    kernel,
+                    grid_dim=(ceildiv(n_keys, KEYS), n_audio * n_head),
+                    block_dim=THREADS,
+                    attributes=early(),
+                )
 
 
 @always_inline
 def merge_parts[
     head_dim: Int
 ](
-    y: Pointer[mut=True, Scalar[DType.float32], ...],
-    parts: Pointer[mut=False, Scalar[DType.float32], ...],
+    y: Pointer[mut=True, Float, ...],
+    parts: Pointer[mut=False, Float, ...],
     n_heads: Int,
     n_parts: Int,
     n_group: Int,
@@ -314,4 +389,4 @@ def merge_parts[
     def kernel() {var}:
         merge_block[head_dim](y, parts, Int(n_group_), Int(n_head_), Int(n_parts_))
 
-    ctx.enqueue_function(kernel, grid_dim=n_heads, block_dim=THREADS)
+    ctx.enqueue_function(kernel, grid_dim=n_heads, block_dim=THREADS, attributes=early())

@@ -173,7 +173,7 @@ def causal_block[
     var token = Int(block_idx.x)
     var b = Int(block_idx.y)
     var head = Int(block_idx.z) * head_dim
-    attend_block[1, head_dim, False, False](
+    attend_block[1, head_dim, indirect=False, partial=False, overlaps=False](
         y.unsafe_offset((b * n_tokens + token) * n_state + head),
         qkv.unsafe_offset((b * n_tokens + token) * 3 * n_state + head),
         keys.unsafe_offset(b * n_copies * n_state + head),

@@ -1,15 +1,22 @@
-"""The search over the vocabulary on a GPU: a block for each row of logits."""
+"""The search over the vocabulary on a GPU: many blocks filter and rank parts of each row, and one block merges them."""
 
 from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
-from std.math import exp, log
+from std.math import ceildiv, exp, log
 from std.memory import stack_allocation
 
-comptime THREADS = 1024
+from .gpu_overlap import changing, early, wait_for_last
+from .vectors import Float
+
+comptime THREADS = 256
 comptime WARPS = THREADS // WARP_SIZE
-comptime LOWEST = -Scalar[DType.float32].MAX_FINITE * 2  # minus infinity
+comptime EACH = 8  # tokens of a thread
+comptime PART = THREADS * EACH  # tokens of a block
+comptime TEXT = 0  # kinds of tokens
+comptime STAMPS = 1
+comptime LOWEST = -Float.MAX_FINITE * 2  # minus infinity
 comptime NOWHERE = Int32.MAX
 
 
@@ -33,118 +40,250 @@ def reduce_block[type: DType, //, operation: StaticString](value: Scalar[type]) 
     if Int(lane_id()) == 0:
         shared[unsafe_offset = Int(thread_idx.x) // WARP_SIZE] = of_warp
     barrier()
-    return reduce_warp[operation](shared[unsafe_offset = Int(lane_id())])
+    var result = shared[unsafe_offset=0]
+    comptime for i in range(1, WARPS):
+        comptime if operation == "max":
+            result = max(result, shared[unsafe_offset=i])
+        elif operation == "min":
+            result = min(result, shared[unsafe_offset=i])
+        else:
+            result += shared[unsafe_offset=i]
+    return result
+
+
+@fieldwise_init
+struct Best(TrivialRegisterPassable):
+    """Finds the best logits one after the other: of lower value than the last, or of the same and further on."""
+
+    var value: Float
+    var token: Int32  # NOWHERE if there is none
+
+    @staticmethod
+    @always_inline
+    def none_yet() -> Self:
+        return Self(-LOWEST, -1)
+
+    @always_inline
+    def comes_after(self, last: Self) -> Bool:
+        return self.value < last.value or (self.value == last.value and self.token > last.token)
+
+    @always_inline
+    def of_block(self) -> Self:
+        """Return the best of what the threads have found, the first of equals."""
+        var value = reduce_block["max"](self.value)
+        return Self(value, reduce_block["min"](self.token if self.value == value else NOWHERE))
 
 
 @always_inline
-def largest(
-    row: Pointer[Scalar[DType.float32], ...], begin: Int, end: Int, lane: Int
-) -> Scalar[DType.float32]:
-    """Return the largest logit from `begin` to `end`."""
-    var found = LOWEST
-    for i in range(begin + lane, end, THREADS):
-        found = max(found, row[unsafe_offset=i])
-    return reduce_block["max"](found)
-
-
-@always_inline
-def sum_of_exp(
-    row: Pointer[Scalar[DType.float32], ...], begin: Int, end: Int, top: Scalar[DType.float32], lane: Int
-) -> Scalar[DType.float32]:
-    """Return the sum of ``exp(logit - top)`` from `begin` to `end`."""
-    var sum = Scalar[DType.float32](0)
-    for i in range(begin + lane, end, THREADS):
-        sum += exp(row[unsafe_offset=i] - top)
-    return reduce_block["sum"](sum)
-
-
-@always_inline
-def search_block(
-    ids: Pointer[mut=True, Scalar[DType.int64], ...],
-    logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
-    logits: Pointer[mut=True, Scalar[DType.float32], ...],
-    suppressed: Pointer[Scalar[DType.int64], ...],
-    ranges: Pointer[Scalar[DType.int64], ...],
+def search_part_block(
+    totals: Pointer[mut=True, Float, ...],
+    best: Pointer[mut=True, Float, ...],
+    tokens: Pointer[mut=True, Int32, ...],
+    logits: Pointer[mut=True, Float, ...],
+    suppressed: Pointer[mut=False, Int64, ...],
+    ranges: Pointer[mut=False, Int64, ...],
     n_vocab: Int,
     n_suppressed: Int,
     k: Int,
 ):
-    """What the block of one row does, see `Search`."""
-    var batch = Int(block_idx.x)
-    var lane = Int(thread_idx.x)
-    var row = logits.unsafe_offset(batch * n_vocab)
-    var text = Int(ranges[unsafe_offset = 4 * batch])
-    var text_end = Int(ranges[unsafe_offset = 4 * batch + 1])
-    var stamps = Int(ranges[unsafe_offset = 4 * batch + 2])
-    var stamps_end = Int(ranges[unsafe_offset = 4 * batch + 3])
-    for i in range(lane, n_vocab, THREADS):
-        if not (text <= i < text_end or stamps <= i < stamps_end):
-            row[unsafe_offset=i] = LOWEST
+    """What the block of a row's `PART` tokens does, see `SearchParts`."""
+    var part = Int(block_idx.x)
+    var row = Int(block_idx.y)
+    var thread = Int(thread_idx.x)
+    var begin = part * PART
+    var end = min(n_vocab, begin + PART)
+
+    var hidden = stack_allocation[PART, UInt8, address_space=AddressSpace.SHARED]()
+    comptime for i in range(EACH):
+        hidden[unsafe_offset = i * THREADS + thread] = 0
     barrier()
-    if lane < WARP_SIZE:  # one warp alone: a token may be listed twice, and warps that write one place race
-        for i in range(lane, n_suppressed, WARP_SIZE):
+    if thread < WARP_SIZE:  # one warp alone: a token may be listed twice, and warps that write one place race
+        for i in range(thread, n_suppressed, WARP_SIZE):
             var token = Int(suppressed[unsafe_offset=i])
-            if token >= 0:
-                row[unsafe_offset=token] = LOWEST
+            if begin <= token < end:
+                hidden[unsafe_offset = token - begin] = 1
     barrier()
+    var bounds = Array[Int, 4](fill=0)  # of text and of timestamps
+    comptime for i in range(4):
+        bounds[i] = Int(changing(ranges)[unsafe_offset = 4 * row + i])
+    wait_for_last()
 
-    var text_top = largest(row, text, text_end, lane)
-    var stamps_top = largest(row, stamps, stamps_end, lane)
-    var top = max(text_top, stamps_top)
-    var total = sum_of_exp(row, stamps, stamps_end, top, lane)
-    if log(total) > text_top - top:  # alike for all threads
-        for i in range(text + lane, text_end, THREADS):
-            row[unsafe_offset=i] = LOWEST
-        text_end = text
-        top = stamps_top
-        total = sum_of_exp(row, stamps, stamps_end, top, lane)
-    else:
-        total += sum_of_exp(row, text, text_end, top, lane)
-    var log_total = log(total)
+    var values = Array[Float, EACH](fill=LOWEST)
+    comptime for i in range(EACH):
+        var token = begin + i * THREADS + thread
+        if token < end:
+            values[i] = logits[unsafe_offset = row * n_vocab + token]
 
-    # Each round finds the best of what comes after the last: of lower value, or of the same and further on.
-    var bound = -LOWEST
-    var after = Int32(-1)
-    for place in range(k):
-        var best = LOWEST
-        var found = NOWHERE
+    comptime for kind in [TEXT, STAMPS]:
+        var first = bounds[2 * kind]
+        var last = bounds[2 * kind + 1]
+        var is_here = first < end and begin < last and first < last  # alike for all threads
 
         @always_inline
-        def consider(begin: Int, end: Int) {mut best, mut found, imm}:
-            for i in range(begin + lane, end, THREADS):
-                var value = row[unsafe_offset=i]
-                if value > best and (value < bound or (value == bound and Int32(i) > after)):
-                    best = value
-                    found = Int32(i)
+        def is_meant(i: Int) {imm} -> Bool:
+            return first <= begin + i * THREADS + thread < last and hidden[unsafe_offset = i * THREADS + thread] == 0
 
-        consider(text, text_end)
-        consider(stamps, stamps_end)
-        bound = reduce_block["max"](best)
-        after = reduce_block["min"](found if best == bound else NOWHERE)
-        if lane == 0:
-            ids[unsafe_offset = batch * k + place] = Int64(after if after != NOWHERE else 0)
-            logprobs[unsafe_offset = batch * k + place] = bound - top - log_total
+        var top = LOWEST
+        var total = Float(0)
+        if is_here:
+            comptime for i in range(EACH):
+                if is_meant(i):
+                    top = max(top, values[i])
+            top = reduce_block["max"](top)
+            comptime for i in range(EACH):
+                if is_meant(i) and not values[i] == LOWEST:
+                    total += exp(values[i] - top)
+            total = reduce_block["sum"](total)
+        var of_part = (row * ceildiv(n_vocab, PART) + part) * 2 + kind
+        if thread == 0:
+            totals[unsafe_offset = 2 * of_part] = top
+            totals[unsafe_offset = 2 * of_part + 1] = total
+
+        var last_best = Best.none_yet()
+        for place in range(k):
+            var mine = Best(LOWEST, NOWHERE)
+            if is_here:
+                comptime for i in range(EACH):
+                    var candidate = Best(values[i], Int32(begin + i * THREADS + thread))
+                    if is_meant(i) and candidate.value > mine.value and candidate.comes_after(last_best):
+                        mine = candidate
+                last_best = mine.of_block()
+                mine = last_best
+            if thread == 0:
+                best[unsafe_offset = of_part * k + place] = mine.value
+                tokens[unsafe_offset = of_part * k + place] = mine.token
+
+    comptime for i in range(EACH):
+        var token = begin + i * THREADS + thread
+        var is_left = bounds[0] <= token < bounds[1] or bounds[2] <= token < bounds[3]
+        if token < end and (not is_left or hidden[unsafe_offset = i * THREADS + thread] != 0):
+            logits[unsafe_offset = row * n_vocab + token] = LOWEST
 
 
 @always_inline
-def search_on_gpu(
-    ids: Pointer[mut=True, Scalar[DType.int64], ...],
-    logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
-    logits: Pointer[mut=True, Scalar[DType.float32], ...],
-    suppressed: Pointer[Scalar[DType.int64], ...],
-    ranges: Pointer[Scalar[DType.int64], ...],
+def search_merge_block(
+    ids: Pointer[mut=True, Int64, ...],
+    logprobs: Pointer[mut=True, Float, ...],
+    logits: Pointer[mut=True, Float, ...],
+    totals: Pointer[mut=False, Float, ...],
+    best: Pointer[mut=False, Float, ...],
+    tokens: Pointer[mut=False, Int32, ...],
+    ranges: Pointer[mut=False, Int64, ...],
+    n_vocab: Int,
+    k: Int,
+):
+    """What the block of a row does, see `SearchMerge`."""
+    var row = Int(block_idx.x)
+    var thread = Int(thread_idx.x)
+    var n_parts = ceildiv(n_vocab, PART)
+    var of_row = row * n_parts * 2
+    var totals_ = changing(totals)
+    var best_ = changing(best)
+    var tokens_ = changing(tokens)
+    var ranges_ = changing(ranges)
+    wait_for_last()
+
+    @always_inline
+    def top_of(kind: Int) {imm} -> Float:
+        """Return the largest logit of one kind."""
+        var found = LOWEST
+        for part in range(thread, n_parts, THREADS):
+            found = max(found, totals_[unsafe_offset = 2 * (of_row + 2 * part + kind)])
+        return reduce_block["max"](found)
+
+    @always_inline
+    def sum_of_exp(kind: Int, top: Float) {imm} -> Float:
+        """Return the sum of ``exp(logit - top)`` of one kind."""
+        var sum = Float(0)
+        for part in range(thread, n_parts, THREADS):
+            var at = 2 * (of_row + 2 * part + kind)
+            var of_part = totals_[unsafe_offset = at + 1]
+            if of_part != 0:
+                of_part *= exp(totals_[unsafe_offset=at] - top)
+            sum += of_part
+        return reduce_block["sum"](sum)
+
+    var text_top = top_of(TEXT)
+    var stamps_top = top_of(STAMPS)
+    var top = max(text_top, stamps_top)
+    var total = sum_of_exp(STAMPS, top)
+    var without_text = log(total) > text_top - top  # alike for all threads
+    if without_text:
+        top = stamps_top
+        total = sum_of_exp(STAMPS, top)
+        var text_end = Int(ranges_[unsafe_offset = 4 * row + 1])
+        for i in range(Int(ranges_[unsafe_offset = 4 * row]) + thread, text_end, THREADS):
+            logits[unsafe_offset = row * n_vocab + i] = LOWEST
+    else:
+        total += sum_of_exp(TEXT, top)
+    var log_total = log(total)
+
+    var last_best = Best.none_yet()
+    for place in range(k):
+        var mine = Best(LOWEST, NOWHERE)
+        for i in range(thread, n_parts * 2 * k, THREADS):
+            if without_text and i // k % 2 == TEXT:
+                continue
+            var candidate = Best(best_[unsafe_offset = of_row * k + i], tokens_[unsafe_offset = of_row * k + i])
+            var is_better = candidate.value > mine.value or (
+                candidate.value == mine.value and candidate.token < mine.token
+            )
+            if candidate.value > LOWEST and is_better and candidate.comes_after(last_best):
+                mine = candidate
+        last_best = mine.of_block()
+        if thread == 0:
+            ids[unsafe_offset = row * k + place] = Int64(last_best.token if last_best.token != NOWHERE else 0)
+            logprobs[unsafe_offset = row * k + place] = last_best.value - top - log_total
+
+
+@always_inline
+def search_parts_on_gpu(
+    totals: Pointer[mut=True, Float, ...],
+    best: Pointer[mut=True, Float, ...],
+    tokens: Pointer[mut=True, Int32, ...],
+    logits: Pointer[mut=True, Float, ...],
+    suppressed: Pointer[mut=False, Int64, ...],
+    ranges: Pointer[mut=False, Int64, ...],
     batch: Int,
     n_vocab: Int,
     n_suppressed: Int,
     k: Int,
     ctx: DeviceContext,
 ) raises:
-    """Launch `search_block`."""
+    """Launch `search_part_block`."""
     var n_vocab_ = Int32(n_vocab)
     var n_suppressed_ = Int32(n_suppressed)
     var k_ = Int32(k)
 
     def kernel() {var}:
-        search_block(ids, logprobs, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_))
+        search_part_block(
+            totals, best, tokens, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_)
+        )
 
-    ctx.enqueue_function(kernel, grid_dim=batch, block_dim=THREADS)
+    ctx.enqueue_function(
+        kernel, grid_dim=(ceildiv(n_vocab, PART), batch), block_dim=THREADS, attributes=early()
+    )
+
+
+@always_inline
+def search_merge_on_gpu(
+    ids: Pointer[mut=True, Int64, ...],
+    logprobs: Pointer[mut=True, Float, ...],
+    logits: Pointer[mut=True, Float, ...],
+    totals: Pointer[mut=False, Float, ...],
+    best: Pointer[mut=False, Float, ...],
+    tokens: Pointer[mut=False, Int32, ...],
+    ranges: Pointer[mut=False, Int64, ...],
+    batch: Int,
+    n_vocab: Int,
+    k: Int,
+    ctx: DeviceContext,
+) raises:
+    """Launch `search_merge_block`."""
+    var n_vocab_ = Int32(n_vocab)
+    var k_ = Int32(k)
+
+    def kernel() {var}:
+        search_merge_block(ids, logprobs, logits, totals, best, tokens, ranges, Int(n_vocab_), Int(k_))
+
+    ctx.enqueue_function(kernel, grid_dim=batch, block_dim=THREADS, attributes=early())

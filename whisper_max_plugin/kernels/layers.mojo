@@ -14,11 +14,10 @@ from .linear import linear_part, outputs_of_task
 from .memory import Places
 from .phases import Phases, in_phases
 from .sharing import n_cores
-from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, numbers, results
+from .vectors import EPSILON, Finish, Float, Floats, Numbers, Results, WIDTH, numbers, results
 
 comptime TASK_BYTES = 32 * 1024  # of weights; a phase's tasks cost less than an operation's
 comptime PHASES = 8  # of a layer
-comptime EPSILON = 1e-5
 
 comptime Addresses = Numbers[DType.int64]
 

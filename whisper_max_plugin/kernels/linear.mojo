@@ -8,6 +8,7 @@ from std.math import ceildiv
 from std.sys import CompilationTarget, size_of
 
 from .gpu_linear import linear_on_gpu
+from .gpu_tensor_linear import tensor_linear_on_gpu
 from .sharing import share
 from .vectors import AHEAD, Finish, Floats, LINE, Numbers, Results, WIDTH, fetch, gelu, numbers, results, sum_each
 
@@ -156,70 +157,14 @@ def linear_for[
     comptime if target == "cpu":
         var finish = Finish(numbers(bias), numbers(residual), has_bias, has_gelu, has_residual)
         linear(results(y), numbers(x), numbers(w), numbers(bias), finish, m, n, k)
+    elif of_x == DType.float32:
+        linear_on_gpu[
+            has_norm=False, has_bias=has_bias, has_residual=has_residual, has_gelu=has_gelu, overlaps=False
+        ](y, x, bias, bias, w, bias, residual, m, n, k, ctx)
     else:
-        linear_on_gpu[has_bias, has_residual, has_gelu](y, x, w, bias, residual, m, n, k, ctx)
-
-
-@extensibility.register("whisper_linear")
-struct Linear:
-    @staticmethod
-    def execute[
-        type: DType, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=type, rank=2, ...],
-        bias: InputTensor[dtype=DType.float32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        var b = bias.unsafe_ptr()
-        linear_for[target, True, False, False](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
-        )
-
-
-@extensibility.register("whisper_linear_gelu")
-struct LinearGelu:
-    @staticmethod
-    def execute[
-        type: DType, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=type, rank=2, ...],
-        bias: InputTensor[dtype=DType.float32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        var b = bias.unsafe_ptr()
-        linear_for[target, True, False, True](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), b, b, x.dim_size(0), w.dim_size(0), w.dim_size(1), ctx
-        )
-
-
-@extensibility.register("whisper_linear_add")
-struct LinearAdd:
-    @staticmethod
-    def execute[
-        type: DType, target: StaticString
-    ](
-        y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=type, rank=2, ...],
-        bias: InputTensor[dtype=DType.float32, rank=1, ...],
-        residual: InputTensor[dtype=DType.float32, rank=2, ...],
-        ctx: DeviceContext,
-    ) raises:
-        linear_for[target, True, True, False](
-            y.unsafe_ptr(),
-            x.unsafe_ptr(),
-            w.unsafe_ptr(),
-            bias.unsafe_ptr(),
-            residual.unsafe_ptr(),
-            x.dim_size(0),
-            w.dim_size(0),
-            w.dim_size(1),
-            ctx,
-        )
+        tensor_linear_on_gpu[
+            has_norm=False, has_bias=has_bias, has_residual=has_residual, has_gelu=has_gelu, overlaps=False
+        ](y, x, bias, bias, w, bias, residual, m, n, k, ctx)
 
 
 @extensibility.register("whisper_project")

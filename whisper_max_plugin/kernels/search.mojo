@@ -7,7 +7,6 @@ from max.gpu.host import DeviceContext
 from std.math import exp, log
 from std.sys import simd_width_of
 
-from .gpu_search import search_on_gpu
 from .sharing import share
 
 comptime WIDTH = simd_width_of[DType.float32]()
@@ -110,6 +109,7 @@ struct Search:
         ranges: InputTensor[dtype=DType.int64, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
+        comptime assert target == "cpu", "a GPU takes two operations, `SearchParts` and `SearchMerge`"
         var n_vocab = logits.dim_size(1)
         var k = ids.dim_size(1)
         var n_suppressed = suppressed.dim_size(0)
@@ -118,21 +118,6 @@ struct Search:
         var all_logits = logits.unsafe_ptr()
         var all_suppressed = suppressed.unsafe_ptr()
         var all_ranges = ranges.unsafe_ptr()
-
-        comptime if target != "cpu":
-            search_on_gpu(
-                all_ids,
-                all_logprobs,
-                all_logits,
-                all_suppressed,
-                all_ranges,
-                logits.dim_size(0),
-                n_vocab,
-                n_suppressed,
-                k,
-                ctx,
-            )
-            return
 
         def work(batch: Int) raises {imm}:
             var row = all_logits.unsafe_offset(batch * n_vocab)

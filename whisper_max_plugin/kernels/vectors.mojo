@@ -13,7 +13,7 @@ comptime Floats = SIMD[DType.float32, WIDTH]
 comptime Numbers[type: DType = DType.float32] = Pointer[mut=False, Scalar[type], UntrackedOrigin[mut=False]]
 comptime Results[type: DType = DType.float32] = Pointer[mut=True, Scalar[type], UntrackedOrigin[mut=True]]
 
-
+comptime EPSILON = 1e-5  # of a layer norm
 comptime LINE = 64  # bytes that memory is read by
 comptime AHEAD = 6 * 1024  # bytes between what is read and what is fetched: what a core reads while memory answers
 

@@ -1,0 +1,155 @@
+"""The graph of a step on a GPU, operation by operation, whose kernels the interpreter of PTX runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from max.dtype import DType
+from max.graph import DeviceRef, Module
+from torch import Tensor
+from whisper.model import ModelDimensions
+
+from whisper_max_plugin.graphs import Types, kernel_library
+from whisper_max_plugin.graphs.kernels import KEYS_OF_A_BLOCK, TOKENS_OF_A_BLOCK
+from whisper_max_plugin.graphs.step import build_step
+
+from .fixtures import Kernels, blocks, unset
+
+HEAD_DIM = 64
+_WEIGHT = re.compile(r'(%\w+) = mo\.constant\.external \[name = "([^"]+)"')
+_NUMBER = re.compile(r"(%\w+) = mo\.constant <#M\.dense_array<(\d+)>")
+_LOAD = re.compile(r"(%\w+), %\w+ = rmo\.mo\.mutable\.load\((%\w+),")
+_OPERATION = re.compile(r'(%\w+)(?::\d+)? = mo\.custom \[symbol = "whisper_(\w+)".*?\]\((.*?)\) :')
+
+Value = Any
+"""A tensor, which stands for a buffer too, a table of addresses, or a number."""
+
+
+_library = cache(kernel_library)
+
+
+class StepGraph:
+    """A step that computes what the graph says, on what a GPU would run.
+
+    Parameters
+    ----------
+    kernels
+    dims, types
+        what the graph is built for
+    weights
+        as `weights.graph_weights` returns them
+    """
+
+    def __init__(self, kernels: Kernels, dims: ModelDimensions, types: Types, weights: dict[str, Tensor]) -> None:
+        module = Module()
+        build_step(module, dims, types, DeviceRef.GPU(), _library())
+        self._text: str = module._to_mlir_str()
+        self._kernels, self._weights = kernels, weights
+        self._half = types.are_half
+        self._stored = types.stored.name
+        self._of_kv = "" if types.cache == DType.float32 else f"{types.cache.name} "
+        self.n_operations = 0
+
+    def run(self, inputs: Sequence[Value]) -> None:
+        """Run the operations in the graph's order, on what it takes, of which it writes to buffers."""
+        values: dict[str, Value] = {f"%arg{i}": each for i, each in enumerate(inputs)}
+        for line in self._text.splitlines():
+            if found := _WEIGHT.search(line):
+                values[found[1]] = self._weights[found[2]]
+            elif found := _NUMBER.search(line):
+                values[found[1]] = int(found[2])
+            elif found := _LOAD.search(line):
+                values[found[1]] = values[found[2]]
+            elif found := _OPERATION.search(line):
+                self.n_operations += 1
+                operation: Callable[..., list[Value]] = getattr(self, f"_{found[2]}")
+                results = operation(*(values[each] for each in found[3].split(", ") if each in values))
+                values |= {found[1]: each for each in results[:1]}
+                values |= {f"{found[1]}#{i}": each for i, each in enumerate(results)}
+
+    def _embed(self, tokens: Tensor, positions: Tensor, of_tokens: Tensor, of_positions: Tensor) -> list[Value]:
+        n_state = of_tokens.shape[1]
+        x, at = unset(len(positions), n_state), torch.full_like(positions, -1)
+        inputs, settled = [tokens, positions, of_tokens, of_positions], [of_tokens, of_positions]
+        self._kernels.run(f"embed {self._stored}", len(positions), 256, [x, at], inputs, n_state, settled=settled)
+        return [x, at]
+
+    def _norm_linear(self, x: Tensor, norm: Tensor, norm_bias: Tensor, w: Tensor, bias: Tensor) -> list[Value]:
+        return self._linear("norm bias", unset(len(x), len(w)), x, [norm, norm_bias], w, bias, x)
+
+    def _norm_linear_gelu(self, x: Tensor, norm: Tensor, norm_bias: Tensor, w: Tensor, bias: Tensor) -> list[Value]:
+        return self._linear("norm gelu", unset(len(x), len(w)), x, [norm, norm_bias], w, bias, x)
+
+    def _linear_add(self, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor) -> list[Value]:
+        return self._linear("add", unset(len(x), len(w)), x, [x, x], w, bias, residual)
+
+    def _norm_project(self, logits: Tensor, x: Tensor, norm: Tensor, norm_bias: Tensor, w: Tensor) -> list[Value]:
+        return self._linear("norm", logits, x, [norm, norm_bias], w, x, x)
+
+    def _linear(
+        self, kind: str, y: Tensor, x: Tensor, norm: list[Tensor], w: Tensor, bias: Tensor, residual: Tensor
+    ) -> list[Value]:
+        (m, k), n = x.shape, len(w)
+        assert m <= 5, "more rows take several launches"
+        rows = 1 if m == 1 else 5
+        name, grid, block = f"linear {kind} {self._stored} {rows}", blocks(n, 4 if rows == 1 else 8), 128
+        if self._half:
+            name, grid, block = f"tensor linear {kind} {self._stored}", blocks(n, 16), 256
+        settled = [each for each in (*norm, w, bias) if each is not x]
+        self._kernels.run(name, grid, block, [y], [x, *norm, w, bias, residual], m, n, k, settled=settled)
+        return [y]
+
+    def _self_attention(
+        self, qkv: Tensor, memory: Value, holders: Tensor, positions: Tensor, layer: int
+    ) -> list[Value]:
+        batch, n_state = len(qkv), qkv.shape[1] // 3
+        y, inputs = unset(batch, n_state), [qkv, memory, holders, positions]
+        sizes = len(memory[0]), layer, batch // len(memory), holders.shape[1], n_state
+        name, grid = self._named("self_attention", HEAD_DIM), (batch, n_state // HEAD_DIM)
+        self._kernels.run(name, grid, 256, [y], inputs, *sizes, settled=inputs[1:])
+        return [y]
+
+    def _cross_attention_parts(self, q: Tensor, memory: Value, layer: int, n_keys: int) -> list[Value]:
+        n_audio, n_head = len(memory), q.shape[1] // HEAD_DIM
+        n_group, n_parts = len(q) // n_audio, blocks(n_keys, KEYS_OF_A_BLOCK)
+        parts = unset(n_audio * n_head, n_parts, n_group, HEAD_DIM + 2)
+        sizes = len(memory[0]), layer, 0, n_group, n_head, n_keys
+        name, grid = self._named("cross_attention", 1 if n_group == 1 else 5), (n_parts, n_audio * n_head)
+        self._kernels.run(name, grid, 256, [parts], [q, memory], *sizes, settled=[memory])
+        self._shape = len(q), q.shape[1]
+        return [parts]
+
+    def _cross_attention_merge(self, parts: Tensor) -> list[Value]:
+        y = unset(*self._shape)
+        n_head = self._shape[1] // HEAD_DIM
+        self._kernels.run("merge", len(parts), 256, [y], [parts], parts.shape[2], n_head, parts.shape[1])
+        return [y]
+
+    def _named(self, name: str, number: int) -> str:
+        """Return the name of an attention kernel: that of half width has no size of heads in it."""
+        if name == "self_attention" and self._of_kv:
+            return f"{name} {self._of_kv}".strip()
+        return f"{name} {self._of_kv}{number}"
+
+    def _search_parts(self, logits: Tensor, suppressed: Tensor, ranges: Tensor) -> list[Value]:
+        batch, n_vocab = logits.shape
+        n_parts = blocks(n_vocab, TOKENS_OF_A_BLOCK)
+        totals, best = unset(batch, n_parts, 2, 2), unset(batch, n_parts, 2, 1)
+        tokens = torch.full((batch, n_parts, 2, 1), -1, dtype=torch.int32)
+        outputs, inputs, grid = [totals, best, tokens, logits], [suppressed, ranges], (n_parts, batch)
+        self._kernels.run("search parts", grid, 256, outputs, inputs, n_vocab, len(suppressed), 1, settled=inputs)
+        return [totals, best, tokens]
+
+    def _search_merge(self, ids: Tensor, logprobs: Tensor, logits: Tensor, *parts_and_ranges: Tensor) -> list[Value]:
+        outputs = [ids, logprobs, logits]
+        self._kernels.run("search merge", len(ids), 256, outputs, parts_and_ranges, logits.shape[1], 1)
+        return []
+
+    def _follow(self, *buffers: Tensor) -> list[Value]:
+        *written, ids, logprobs, rules = buffers
+        self._kernels.run("follow", 1, 32, written, [ids, logprobs, rules], len(ids), 1, settled=[rules])
+        return []
