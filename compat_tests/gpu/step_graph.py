@@ -68,7 +68,8 @@ class StepGraph:
                 self.n_operations += 1
                 operation: Callable[..., list[Value]] = getattr(self, f"_{found[2]}")
                 results = operation(*(values[each] for each in found[3].split(", ") if each in values))
-                values |= {found[1]: each for each in results[:1]}
+                if results:
+                    values[found[1]] = results[0]
                 values |= {f"{found[1]}#{i}": each for i, each in enumerate(results)}
 
     def _embed(self, tokens: Tensor, positions: Tensor, of_tokens: Tensor, of_positions: Tensor) -> list[Value]:

@@ -9,8 +9,8 @@ from std.compile import compile_info
 
 from kernels.follow import follow_block
 from kernels.gemm import Source
-from kernels.gpu_embed import embed_block
 from kernels.gpu_attention import cross_attention_block, merge_block, self_attention_block
+from kernels.gpu_embed import embed_block
 from kernels.gpu_flash import causal_block, flash_block, store_block
 from kernels.gpu_gemm import gemm_block, scores_block
 from kernels.gpu_linear import linear_warp

@@ -7,7 +7,7 @@ from max.gpu.primitives import warp
 from std.math import ceildiv, exp, rsqrt
 from std.memory import stack_allocation
 
-from .gpu_attention import attend_block
+from .gpu_attend import attend_block
 from .vectors import Float
 
 comptime THREADS = 256  # 16 by 16: four queries, and a sixteenth of the keys or of the head

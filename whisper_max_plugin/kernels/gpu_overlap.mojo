@@ -1,6 +1,6 @@
 """How a kernel begins before the one before it has ended, on GPUs since sm_90; others start it afterwards, as ever.
 
-A step is hundreds of kernels of some microseconds each, and all of them begin with reading memory. What the kernel before
+A step is up to three hundred short kernels, and all of them begin with reading memory. What the kernel before
 does not write, weights above all, a kernel reads before it waits for that one ("programmatic dependent launch"). Behind such a
 kernel come only others of ours: those of MAX wait too, but read as if nobody wrote meanwhile.
 """

@@ -5,8 +5,9 @@ from std.atomic import Atomic
 from std.ffi import external_call
 
 from .sharing import n_cores
+from .vectors import LINE
 
-comptime LINE = 8  # counters of a cache line; each has one of its own
+comptime APART = LINE // 8  # counters, so that each has a cache line of its own
 comptime PATIENCE = 1000  # looks at a counter before the core is offered to others
 comptime Counters = Pointer[mut=True, Int64, UntrackedOrigin[mut=True]]
 
@@ -24,7 +25,7 @@ struct Phases(TrivialRegisterPassable):
     @always_inline
     def is_over(self, phase: Int, n_tasks: Int) -> Bool:
         """Tell whether there is nothing left to take in a phase."""
-        return Atomic[Int64].load(self._counters.unsafe_offset(2 * phase * LINE)) >= Int64(n_tasks)
+        return Atomic[Int64].load(self._counters.unsafe_offset(2 * phase * APART)) >= Int64(n_tasks)
 
     @always_inline
     def run[FuncType: def(Int) -> None](self, phase: Int, work: FuncType, n_tasks: Int):
@@ -32,8 +33,8 @@ struct Phases(TrivialRegisterPassable):
 
         What one phase writes the next may read. A core may come when a phase is over, and finds no task then.
         """
-        var taken = self._counters.unsafe_offset(2 * phase * LINE)
-        var done = self._counters.unsafe_offset((2 * phase + 1) * LINE)
+        var taken = self._counters.unsafe_offset(2 * phase * APART)
+        var done = self._counters.unsafe_offset((2 * phase + 1) * APART)
         var n_own = Int64(0)
         var task = Int(Atomic[Int64].fetch_add(taken, 1))
         while task < n_tasks:
@@ -51,7 +52,7 @@ struct Phases(TrivialRegisterPassable):
 
 def in_phases[FuncType: def(Int, Phases) raises -> None](take_part: FuncType, n_phases: Int) raises:
     """Let each core run `take_part`, which goes through all phases; it is given the core's number."""
-    var counters = List[Int64](length=2 * n_phases * LINE, fill=0)
+    var counters = List[Int64](length=2 * n_phases * APART, fill=0)
     var phases = Phases(Counters(unsafe_from_address=Int(counters.unsafe_ptr())))
 
     def run(core: Int) raises {imm}:
