@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import pytest
 import torch
 from max.dtype import DType
@@ -88,6 +91,26 @@ def test_only_what_the_kernels_read_in_another_layout_is_copied(nano: Pair) -> N
     assert all(tensor.dtype == torch.float16 for name, tensor in copies.items() if name.endswith("weight"))
     assert "stored.token_embedding.weight" in copies
     assert "decoder.token_embedding.weight" not in weights  # a GPU gets what is read, and no more
+
+
+@pytest.mark.parametrize("stored", ["float16", "int8"])
+def test_what_a_step_reads_lies_side_by_side(nano: Pair, stored: str) -> None:
+    state = nano.torch.state_dict()
+    weights = graph_weights(state, Types(DType[stored]), kernels=True)
+    copies = [tensor for tensor in weights.values() if tensor.dtype == getattr(torch, stored)]
+    places = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in copies)
+    assert len(places) == 1 + 6 * nano.torch.dims.n_text_layer
+    assert all(begin % 64 == 0 for begin, _ in places)
+    assert all(0 <= after - begin - size < 64 for (begin, size), (after, _) in pairwise(places))
+
+
+def test_weights_that_float16_cannot_hold_are_the_models_own(nano: Pair) -> None:
+    state = {name: tensor * 1.0001 for name, tensor in nano.torch.state_dict().items()}
+    weights = graph_weights(state, types_for(state, "float32", HOST), kernels=True)
+    own = {tensor.data_ptr() for tensor in state.values()}
+    copies = [name for name, tensor in weights.items() if tensor.data_ptr() not in own and name not in CONVOLUTIONS]
+    assert len(copies) == 2 * nano.torch.dims.n_text_layer
+    assert all(re.fullmatch(r"stored\.blocks\.\d\.attn\.qkv\.(weight|bias)", name) for name in copies)
 
 
 def test_graphs_without_kernels_share_everything_else(nano: Pair) -> None:

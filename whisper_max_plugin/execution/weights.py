@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from max.driver import Buffer
 from max.dtype import DType
@@ -75,8 +76,8 @@ def graph_weights(state: Mapping[str, Tensor], types: Types, *, kernels: bool) -
 
     Those that are contiguous float32 on the CPU already are shared with the model, not copied, but for the filters of
     convolutions, whose taps come before their channels. For graphs of `kernels` the decoder's matrices are in another
-    layout: as stored, with the query, key and value projections of self-attention in one. Those of int8 come beside the
-    model's own, with scales.
+    layout: as stored, with the query, key and value projections of self-attention in one, and side by side in memory.
+    Those of int8 come beside the model's own, with scales.
 
     Raises
     ------
@@ -87,15 +88,17 @@ def graph_weights(state: Mapping[str, Tensor], types: Types, *, kernels: bool) -
     converted = _stored(state) if kernels else []
     kept = state if stored == torch.int8 else [name for name in state if name not in converted]
     weights = {name: _own(name, state[name], matrices) for name in kept}
+    rounded = [] if stored == torch.float32 else converted
+    memory = _Memory([state[name].numel() * stored.itemsize for name in rounded])
     for name in converted:
         if ".attn.query" in name:
             parts = [_float32(state[name.replace("query", part)]) for part in ("query", "key", "value")]
-            weights |= _as_stored(_stored_name(name), torch.cat(parts), stored)  # (3 * n_state, n_state)
+            weights |= _as_stored(_stored_name(name), torch.cat(parts), stored, memory)  # (3 * n_state, n_state)
             query, value = (weights[name.replace("query.weight", f"{part}.bias")] for part in ("query", "value"))
             bias = torch.cat([query, torch.zeros_like(query), value])  # the key has none
             weights[_stored_name(name).replace(".weight", ".bias")] = bias
         elif ".attn.key" not in name and ".attn.value" not in name:
-            weights |= _as_stored(_stored_name(name), _float32(state[name]), stored)
+            weights |= _as_stored(_stored_name(name), _float32(state[name]), stored, memory)
     return weights
 
 
@@ -158,16 +161,42 @@ def _largest(matrix: Tensor, dim: int | None = None) -> Tensor:
     return torch.maximum(matrix.amax(dims), -matrix.amin(dims))
 
 
-def _as_stored(name: str, matrix: Tensor, stored: torch.dtype) -> dict[str, Tensor]:
+class _Memory:
+    """One piece of memory for the weights that a step reads, in huge pages where the system has them for who asks.
+
+    NumPy asks for large arrays, torch for none. With small pages a core looks up a new one after every few rows.
+
+    Parameters
+    ----------
+    sizes : bytes of each tensor that will lie there
+    """
+
+    LINE = 64  # bytes, of which a tensor begins with the first
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        lines = sum(-(-size // self.LINE) for size in sizes)
+        memory = torch.from_numpy(np.empty((lines + 1) * self.LINE, dtype=np.uint8))
+        self._free = memory[-memory.data_ptr() % self.LINE :]
+
+    def keep(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a copy of a tensor, as `dtype`."""
+        n_bytes = tensor.numel() * dtype.itemsize
+        place, self._free = self._free[:n_bytes], self._free[-(-n_bytes // self.LINE) * self.LINE :]
+        return place.view(dtype).view(tensor.shape).copy_(tensor)
+
+
+def _as_stored(name: str, matrix: Tensor, stored: torch.dtype, memory: _Memory) -> dict[str, Tensor]:
+    if stored == torch.float32:
+        return {name: matrix}  # the model's own
     if stored != torch.int8:
-        return {name: matrix.to(stored)}
+        return {name: memory.keep(matrix, stored)}
     rounded, scales = quantized(matrix)
     if not torch.isfinite(scales).all():
         raise PrecisionError(
             f"{name.replace('stored', 'decoder', 1)} holds values that are not finite, for which int8 has none: "
             "leave out precision"
         )
-    return {name: rounded, name.replace(".weight", ".scales"): scales}
+    return {name: memory.keep(rounded, stored), name.replace(".weight", ".scales"): scales}
 
 
 def _own(name: str, tensor: Tensor, matrices: torch.dtype) -> Tensor:

@@ -1,9 +1,11 @@
 """Linear layers of few rows on a GPU: a warp reads rows of weights once, as they are stored, for up to eight rows of x."""
 
-from max.gpu import WARP_SIZE, block_idx, lane_id, thread_idx
+from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
+from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, rsqrt
+from std.memory import stack_allocation
 
 from .gpu_overlap import changing, early, wait_for_last
 from .vectors import EPSILON, Float, gelu
@@ -49,7 +51,8 @@ def linear_warp[
     comptime Weights = SIMD[type, LOAD]
     comptime Floats = SIMD[DType.float32, LOAD]
     comptime Sums = SIMD[DType.float32, PARTS]
-    var first = (Int(block_idx.x) * WARPS + Int(thread_idx.x) // WARP_SIZE) * outputs
+    var warp_index = Int(thread_idx.x) // WARP_SIZE
+    var first = (Int(block_idx.x) * WARPS + warp_index) * outputs
     var lane = Int(lane_id()) * LOAD
 
     @always_inline
@@ -71,18 +74,26 @@ def linear_warp[
 
     var means = Array[Float, rows](fill=0)
     var scales = Array[Float, rows](fill=1)
-    comptime if has_norm:
+    comptime if has_norm:  # of each row one warp finds out for all
+        var found = stack_allocation[2 * rows, Float, address_space=AddressSpace.SHARED]()
         comptime for r in range(rows):
-            var total = Float(0)
-            for j in range(lane, k, OF_WARP):
-                total += load(r, j).reduce_add()
-            means[r] = warp.sum(total) / Float(k)
+            if warp_index == r % WARPS:
+                var total = Float(0)
+                for j in range(lane, k, OF_WARP):
+                    total += load(r, j).reduce_add()
+                var mean = warp.sum(total) / Float(k)
+                var squares = Float(0)
+                for j in range(lane, k, OF_WARP):
+                    var difference = load(r, j) - mean
+                    squares += (difference * difference).reduce_add()
+                var scale = rsqrt(warp.sum(squares) / Float(k) + EPSILON)
+                if lane == 0:
+                    found[unsafe_offset = 2 * r] = mean
+                    found[unsafe_offset = 2 * r + 1] = scale
+        barrier()
         comptime for r in range(rows):
-            var squares = Float(0)
-            for j in range(lane, k, OF_WARP):
-                var difference = load(r, j) - means[r]
-                squares += (difference * difference).reduce_add()
-            scales[r] = rsqrt(warp.sum(squares) / Float(k) + EPSILON)
+            means[r] = found[unsafe_offset = 2 * r]
+            scales[r] = found[unsafe_offset = 2 * r + 1]
 
     var sums = Array[Sums, rows * outputs](fill=Sums(0))
     for begin in range(0, k, ahead * OF_WARP):

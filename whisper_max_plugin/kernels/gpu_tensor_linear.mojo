@@ -1,4 +1,4 @@
-"""Linear layers of few rows on the tensor cores of a GPU: up to eight rows of x cost hardly more than one.
+"""Linear layers of few rows on the tensor cores of a GPU: up to eight rows of x take the instructions of one.
 
 A product m16n8k16 is of 16 rows of weights and 8 rows of x. Which values of a row meet at which place of its depth makes no
 difference, as long as those of w and x are the same; so each lane multiplies what it reads with one load, eight values side by
