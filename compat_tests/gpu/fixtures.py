@@ -107,6 +107,24 @@ def blocks(n: int, each: int) -> int:
     return -(-n // each)
 
 
+def run_linear(
+    kernels: Kernels, name: str, y: Tensor, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor, *norm: Tensor
+) -> Tensor:
+    """Write x (m, k) @ w (n, k).T, and what follows, to y (m, n), by a kernel for few rows; return y.
+
+    Weights may be read before x has been written, by kernels that do not run "apart". x stands for what there is not.
+    """
+    (m, k), n = x.shape, len(w)
+    if name.startswith("tensor "):
+        grid, block = blocks(n, 16), 256
+    else:
+        grid, block = blocks(n, 4 if name.endswith(" 1") else 8), 128
+    inputs = [x, *(norm or (x, x)), w, bias, residual]
+    settled = [] if " apart " in name else [each for each in (*norm, w, bias) if each is not x]
+    kernels.run(name, grid, block, [y], inputs, m, n, k, settled=settled)
+    return y
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attend, in float64, with q (..., n_queries, head_dim) to keys and values (..., n_keys, head_dim)."""
     scores = q.double() @ keys.double().transpose(-1, -2) / q.shape[-1] ** 0.5

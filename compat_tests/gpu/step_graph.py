@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from max.dtype import DType
 from max.graph import DeviceRef, Module
 from torch import Tensor
 from whisper.model import ModelDimensions
@@ -17,7 +16,7 @@ from whisper_max_plugin.graphs import Types, kernel_library
 from whisper_max_plugin.graphs.kernels import KEYS_OF_A_BLOCK, TOKENS_OF_A_BLOCK
 from whisper_max_plugin.graphs.step import build_step
 
-from .fixtures import Kernels, blocks, unset
+from .fixtures import Kernels, blocks, run_linear, unset
 
 HEAD_DIM = 64
 _WEIGHT = re.compile(r'(%\w+) = mo\.constant\.external \[name = "([^"]+)"')
@@ -51,7 +50,8 @@ class StepGraph:
         self._kernels, self._weights = kernels, weights
         self._half = types.are_half
         self._stored = types.stored.name
-        self._of_kv = "" if types.cache == DType.float32 else f"{types.cache.name} "
+        self._of_kv = types.cache.name
+        self._n_head = dims.n_text_head
         self.n_operations = 0
 
     def run(self, inputs: Sequence[Value]) -> None:
@@ -94,15 +94,11 @@ class StepGraph:
     def _linear(
         self, kind: str, y: Tensor, x: Tensor, norm: list[Tensor], w: Tensor, bias: Tensor, residual: Tensor
     ) -> list[Value]:
-        (m, k), n = x.shape, len(w)
-        assert m <= 5, "more rows take several launches"
-        rows = 1 if m == 1 else 5
-        name, grid, block = f"linear {kind} {self._stored} {rows}", blocks(n, 4 if rows == 1 else 8), 128
-        if self._half:
-            name, grid, block = f"tensor linear {kind} {self._stored}", blocks(n, 16), 256
-        settled = [each for each in (*norm, w, bias) if each is not x]
-        self._kernels.run(name, grid, block, [y], [x, *norm, w, bias, residual], m, n, k, settled=settled)
-        return [y]
+        assert len(x) <= 5, "more rows take several launches"
+        name = f"tensor linear {kind} {self._stored}"
+        if not self._half:
+            name = f"linear {kind} {self._stored} {1 if len(x) == 1 else 5}"
+        return [run_linear(self._kernels, name, y, x, w, bias, residual, *norm)]
 
     def _self_attention(
         self, qkv: Tensor, memory: Value, holders: Tensor, positions: Tensor, layer: int
@@ -110,31 +106,24 @@ class StepGraph:
         batch, n_state = len(qkv), qkv.shape[1] // 3
         y, inputs = unset(batch, n_state), [qkv, memory, holders, positions]
         sizes = len(memory[0]), layer, batch // len(memory), holders.shape[1], n_state
-        name, grid = self._named("self_attention", HEAD_DIM), (batch, n_state // HEAD_DIM)
+        name, grid = f"self_attention {self._of_kv} {HEAD_DIM}", (batch, n_state // HEAD_DIM)
         self._kernels.run(name, grid, 256, [y], inputs, *sizes, settled=inputs[1:])
         return [y]
 
     def _cross_attention_parts(self, q: Tensor, memory: Value, layer: int, n_keys: int) -> list[Value]:
-        n_audio, n_head = len(memory), q.shape[1] // HEAD_DIM
+        n_audio, n_head = len(memory), self._n_head
         n_group, n_parts = len(q) // n_audio, blocks(n_keys, KEYS_OF_A_BLOCK)
         parts = unset(n_audio * n_head, n_parts, n_group, HEAD_DIM + 2)
         sizes = len(memory[0]), layer, 0, n_group, n_head, n_keys
-        name, grid = self._named("cross_attention", 1 if n_group == 1 else 5), (n_parts, n_audio * n_head)
+        name, grid = f"cross_attention {self._of_kv} {1 if n_group == 1 else 5}", (n_parts, n_audio * n_head)
         self._kernels.run(name, grid, 256, [parts], [q, memory], *sizes, settled=[memory])
-        self._shape = len(q), q.shape[1]
         return [parts]
 
     def _cross_attention_merge(self, parts: Tensor) -> list[Value]:
-        y = unset(*self._shape)
-        n_head = self._shape[1] // HEAD_DIM
-        self._kernels.run("merge", len(parts), 256, [y], [parts], parts.shape[2], n_head, parts.shape[1])
+        n_heads, n_parts, n_group, _ = parts.shape  # of all windows
+        y = unset(n_heads // self._n_head * n_group, self._n_head * HEAD_DIM)
+        self._kernels.run("merge", n_heads, 256, [y], [parts], n_group, self._n_head, n_parts)
         return [y]
-
-    def _named(self, name: str, number: int) -> str:
-        """Return the name of an attention kernel: that of half width has no size of heads in it."""
-        if name == "self_attention" and self._of_kv:
-            return f"{name} {self._of_kv}".strip()
-        return f"{name} {self._of_kv}{number}"
 
     def _search_parts(self, logits: Tensor, suppressed: Tensor, ranges: Tensor) -> list[Value]:
         batch, n_vocab = logits.shape

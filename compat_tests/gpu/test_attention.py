@@ -50,7 +50,7 @@ def test_self_attention(kernels: Kernels, head_dim: int, positions: list[int]) -
     memory = [[rows, *UNUSED, *map(array, cache), 0, 0] for rows, cache in zip(n_rows, caches, strict=True)]
     sizes = len(memory[0]), LAYER, n_group, n_text_ctx, n_state
     inputs = [qkv, memory, holders, at]
-    name, grid = f"self_attention {head_dim}", (batch, n_head)
+    name, grid = f"self_attention float32 {head_dim}", (batch, n_head)
     kernels.run(name, grid, 256, [y], inputs, *sizes, settled=[memory, holders, at])
     for cache, expected_cache in zip(caches, expected, strict=True):
         assert_equal(cache, expected_cache)
@@ -68,7 +68,7 @@ def run_cross_attention(kernels: Kernels, q: Tensor, keys: Tensor, values: Tenso
     apart = [[array(x.clone()) for x in audio] for audio in zip(keys, values, strict=True)]  # anywhere
     memory = [[0, *UNUSED, 0, 0, *audio] for audio in apart]
     for first_row in range(0, n_group, 5):
-        name = f"cross_attention {1 if n_group - first_row == 1 else 5}"
+        name = f"cross_attention float32 {1 if n_group - first_row == 1 else 5}"
         grid, sizes = (n_parts, n_audio * n_head), (len(memory[0]), LAYER, first_row, n_group, n_head, n_keys)
         kernels.run(name, grid, 256, [parts], [q, memory], *sizes, settled=[memory])
     kernels.run("merge", n_audio * n_head, 256, [y], [parts], n_group, n_head, n_parts)

@@ -16,6 +16,7 @@ from .fixtures import (
     blocks,
     kernels,
     merge_heads,
+    run_linear,
     seeded,
     split_heads,
     unset,
@@ -108,24 +109,12 @@ def test_convolutions(kernels: Kernels, half: str, side: int, stride: int) -> No
 # Linear layers of few rows
 
 
-def run_linear(
-    kernels: Kernels, name: str, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor, *norm: Tensor
-) -> Tensor:
-    """Compute x (m, k) @ w (n, k).T, and what follows; weights may be read before x has been written."""
-    (m, k), n = x.shape, len(w)
-    y = unset(m, n, dtype=x.dtype)
-    inputs = [x, *(norm or (x, x)), w, bias, residual]
-    settled = [] if " apart " in name else [*norm, w, bias]
-    kernels.run(name, blocks(n, 16), 256, [y], inputs, m, n, k, settled=settled)
-    return y
-
-
 @HALF
 @pytest.mark.parametrize("m", [1, 2, 7, 8])
 @pytest.mark.parametrize(("n", "k"), [(1, 32), (37, 96), (16, 1312)])  # of 8 warps: some have nothing, or more steps
 def test_few_rows(kernels: Kernels, half: str, m: int, n: int, k: int) -> None:
     x, w = torch.randn(m, k), torch.randn(n, k).to(TYPES[half])
-    y = run_linear(kernels, f"tensor linear {half}", x, w, x, x)
+    y = run_linear(kernels, f"tensor linear {half}", unset(m, n), x, w, x, x)
     assert_close(y, x.to(TYPES[half]).double() @ w.double().T)
 
 
@@ -135,7 +124,7 @@ def test_few_rows(kernels: Kernels, half: str, m: int, n: int, k: int) -> None:
 def test_few_rows_of_layer_norms(kernels: Kernels, half: str, m: int, n: int, k: int) -> None:
     x, w = 3 * torch.randn(m, k) + 5, torch.randn(n, k).to(TYPES[half])
     weight, bias = torch.randn(k), torch.randn(k)
-    y = run_linear(kernels, f"tensor linear norm {half}", x, w, x, x, weight, bias)
+    y = run_linear(kernels, f"tensor linear norm {half}", unset(m, n), x, w, x, x, weight, bias)
     normalized = layer_norm(x.double(), [k], weight.double(), bias.double()).to(TYPES[half])
     assert_close(y, normalized.double() @ w.double().T, half)
 
@@ -146,14 +135,14 @@ def test_what_follows_few_rows(kernels: Kernels, half: str, then: str) -> None:
     x, w, bias, residual = torch.randn(3, 64), torch.randn(21, 64).to(TYPES[half]), torch.randn(21), torch.randn(3, 21)
     biased = x.to(TYPES[half]).double() @ w.double().T + bias
     expected = {"bias": biased, "gelu": gelu(biased), "add": biased + residual}[then]
-    assert_close(run_linear(kernels, f"tensor linear {then} {half}", x, w, bias, residual), expected)
+    assert_close(run_linear(kernels, f"tensor linear {then} {half}", unset(3, 21), x, w, bias, residual), expected)
 
 
 @HALF
 @pytest.mark.parametrize("m", [2, 5])
 def test_few_rows_of_half_width(kernels: Kernels, half: str, m: int) -> None:
     x, w, bias = torch.randn(m, 288).to(TYPES[half]), torch.randn(21, 288).to(TYPES[half]), torch.randn(21)
-    y = run_linear(kernels, f"tensor linear apart {half}", x, w, bias, bias)
+    y = run_linear(kernels, f"tensor linear apart {half}", unset(m, 21, dtype=x.dtype), x, w, bias, bias)
     assert_close(y, x.double() @ w.double().T + bias, half)
 
 
@@ -225,7 +214,7 @@ def test_a_steps_self_attention(kernels: Kernels, half: str) -> None:
     y, memory = unset(1, n_state), [[1, *map(array, cache), 0, 0]]
     sizes = len(memory[0]), 0, 1, n_text_ctx, n_state
     inputs = [qkv, memory, holders, at]
-    kernels.run(f"self_attention {half}", (1, n_head), 256, [y], inputs, *sizes, settled=[memory, holders, at])
+    kernels.run(f"self_attention {half} 64", (1, n_head), 256, [y], inputs, *sizes, settled=[memory, holders, at])
     assert_equal(cache, expected)
     seen = [split_heads(part[: position + 1].transpose(0, 1), 64) for part in cache]
     assert_close(y, merge_heads(attend(split_heads(qkv[None, :, :n_state], 64), *seen))[0])

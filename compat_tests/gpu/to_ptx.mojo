@@ -326,15 +326,15 @@ def main():
         show[tensor_flash[type]](String("tensor flash ", type))
         show[store[type]](String("store ", type))
         show[causal[type, 64]](String("causal ", type))
-        show[self_attention[type, 64]](String("self_attention ", type))
+        show[self_attention[type, 64]](String("self_attention ", type, " 64"))
         comptime for rows in [1, 5]:
             show[cross_attention[type, rows, 64]](String("cross_attention ", type, " ", rows))
     show[tensor_gemm[DType.float16, F32, 1, 64, False, False, False, False]]("tensor without bias")
 
     comptime for head_dim in [32, 64]:
-        show[self_attention[F32, head_dim]](String("self_attention ", head_dim))
+        show[self_attention[F32, head_dim]](String("self_attention float32 ", head_dim))
     comptime for rows in [1, 5]:
-        show[cross_attention[F32, rows, 64]](String("cross_attention ", rows))
+        show[cross_attention[F32, rows, 64]](String("cross_attention float32 ", rows))
     show[merge[64]]("merge")
     comptime for head_dim in [32, 64]:
         show[flash[head_dim]](String("flash ", head_dim))
