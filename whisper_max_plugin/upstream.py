@@ -13,7 +13,6 @@ import logging
 import shutil
 import sys
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin import choices, import_hook, patches
@@ -244,10 +243,19 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
     # Upstream's function hooks the model's modules, and switches attention by a variable of its class, while it runs:
     # other threads have to wait.
     @functools.wraps(original)
+    def in_turn(*arguments: Any, **options: Any) -> Any:
+        with _alignment:
+            return original(*arguments, **options)
+
+    @functools.wraps(original)
     def find_alignment(model: Whisper, *arguments: Any, **options: Any) -> Any:
         runtime = _runtime_of(model)
-        with _alignment, runtime.alone() if runtime is not None else nullcontext():
-            return original(model, *arguments, **options)
+        if runtime is None:
+            return in_turn(model, *arguments, **options)
+        from whisper_max_plugin.inference import alignment
+
+        with runtime.alone():
+            return alignment.find_alignment(in_turn, model, *arguments, **options)
 
     return find_alignment
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ..compare import RELATIVE_ERROR, relative_error
 from ..conftest import Pair
 from ..data import NANO, SAMPLE
 
-NAMES = ["mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment"]
+NAMES = ["mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment", "words"]
 Checkpoint = dict[str, Any]
 Disturb = Callable[..., None]
 
@@ -74,7 +73,8 @@ def test_a_sound_model_passes(request: pytest.FixtureRequest, model: str) -> Non
         assert (row.equal_tokens, row.tokens, row.note) == (
             (20, 20, None) if row.name == "steps" else (None, None, None)
         )
-    assert result.graph_runs.keys() == {"log_mel", "encoder", "cross_kv", "prefill", "step", "search", "cross_scores"}
+    graphs = {"log_mel", "encoder", "cross_kv", "prefill", "step", "search", "cross_scores", "alignment", "token_probs"}
+    assert result.graph_runs.keys() == graphs
     assert result.fallbacks == {}
     assert (result.dims, result.precision, result.device) == (vars(pair.torch.dims), "float32", "cpu")
 
@@ -116,15 +116,26 @@ def disturb(monkeypatch: pytest.MonkeyPatch) -> Disturb:
     def disturb(method: str, change: Callable[[Any], Any], when: Callable[[int, int], bool] = lambda *_: True) -> None:
         original = getattr(Engine, method)
 
+        def overwrite(buffer: Buffer) -> Buffer:
+            x = from_dlpack(buffer)
+            x.copy_(change(x.clone()))
+            return buffer
+
         def disturbed(self: Engine, *args: Any) -> Any:
             result = original(self, *args)
             if method == "decode":
-                return replace(result, logits=change(result.logits)) if when(*args[0].shape[1:]) else result
+                if when(*args[0].shape[1:]):
+                    overwrite(result.logits)
+                return result
+            if method == "cross_scores":
+                return overwrite(result)
+            if method == "align":
+                return overwrite(args[0])
             if method == "step":
                 inputs: StepInputs = args[0]
-                tokens, logits = inputs.buffers[0], from_dlpack(inputs.search.logits)
+                tokens = inputs.buffers[0]
                 if when(tokens.shape[1], 1):
-                    logits.copy_(change(logits.clone()))
+                    overwrite(inputs.search.logits)
                 return None
             return change(result)
 
@@ -146,6 +157,7 @@ def off_by(error: float) -> Callable[[Tensor], Tensor]:
         ("step", lambda n_group, n_tokens: n_group == 1, ["steps"]),
         ("step", lambda n_group, n_tokens: n_group == 5, ["beams"]),
         ("cross_scores", None, ["alignment"]),
+        ("token_probs", None, ["words"]),
     ],
 )
 def test_a_graph_that_returns_wrong_numbers(
@@ -175,6 +187,11 @@ def test_a_search_that_finds_other_tokens(nano: Pair, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Engine, "search", search)
     assert failed(check()) == ["ranking"]
+
+
+def test_attention_that_is_filtered_wrongly(nano: Pair, disturb: Disturb) -> None:
+    disturb("align", off_by(3e-4))
+    assert failed(check()) == ["words"]
 
 
 def test_wrong_cross_attention_keys(nano: Pair, disturb: Disturb) -> None:
@@ -289,7 +306,7 @@ def test_a_graph_that_fails_to_run(nano: Pair, disturb: Disturb, error: type[Exc
     disturb("cross_scores", fail)
     result = check()
     assert failed(result) == ["alignment"]
-    assert result.rows[-1].note == "failed: no such kernel"
+    assert result.rows[-2].note == "failed: no such kernel"
 
 
 def test_graphs_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,15 +72,15 @@ def test_the_report_of_a_sound_model(nano: Pair, capsys: pytest.CaptureFixture[s
     assert heading == f"{NANO} ({size}) against torch, input: synthetic sound"
     assert header.split("  ")[-1] == "TOKENS"
     assert [row.split()[:2] for row in rows] == [
-        ["ok", name] for name in ("mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment")
+        ["ok", name] for name in ("mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment", "words")
     ]
     column = header.index("MAX REL. ERROR")
     errors = {row.split()[1]: float(row[column:].split()[0]) for row in rows if row[column - 1] == " "}
     assert len(errors) == len(rows)
     assert all(0 < error < 1e-4 for name, error in errors.items() if name != "ranking")
     assert 0 <= errors["ranking"] < 1e-4  # without AVX512 kernel and torch round alike
-    assert [row.split("  ")[-1] for row in rows] == ["-", "-", "-", "20/20 equal", "-", "-", "-"]
-    assert verdict.startswith(f"pass: {NANO} (float32 on cpu, 56 graph runs, 0 fallbacks, whisper-max-plugin ")
+    assert [row.split("  ")[-1] for row in rows] == ["-", "-", "-", "20/20 equal", "-", "-", "-", "-"]
+    assert verdict.startswith(f"pass: {NANO} (float32 on cpu, 59 graph runs, 0 fallbacks, whisper-max-plugin ")
     for name, value in parity.machine().items():
         assert f"{name} {value}" in verdict
 
@@ -93,10 +93,10 @@ def test_a_failed_check_and_its_reason(
 
     monkeypatch.setattr(Engine, "encode", encode)
     assert main(["doctor", "--parity", str(NANO)]) == 1
-    *_, row, reason, place, _, _, _, _, _, verdict = lines(capsys)
+    *_, row, reason, place, _, _, _, _, _, _, verdict = lines(capsys)
     assert row.split()[:2] == ["!!", "encoder"]
     assert (reason, place) == ("      failed: no such kernel", "      in encoder")
-    assert verdict.startswith(f"FAIL: {NANO}: encoder (float32 on cpu, 55 graph runs, 0 fallbacks, ")
+    assert verdict.startswith(f"FAIL: {NANO}: encoder (float32 on cpu, 58 graph runs, 0 fallbacks, ")
 
 
 def test_json(nano: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,9 +119,9 @@ def test_json(nano: Pair, capsys: pytest.CaptureFixture[str]) -> None:
         "device": "cpu",
         "fallbacks": {},
     }
-    assert sum(graph_runs.values()) == 56
+    assert sum(graph_runs.values()) == 59
     keys = ["name", "compared", "ok", "error", "limit", "tokens", "equal_tokens", "note"]
-    assert [list(row) for row in rows] == [keys] * 7
+    assert [list(row) for row in rows] == [keys] * 8
 
 
 def test_json_of_a_failure_is_json(

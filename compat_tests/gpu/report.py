@@ -62,7 +62,7 @@ def _found(step: dict[str, Any]) -> str:
 
 
 def _parity(steps: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["model", "encoder", "prefill", "steps", "beams", "ranking", "alignment", "tokens"]]
+    rows = [["model", "encoder", "prefill", "steps", "beams", "ranking", "alignment", "words", "tokens"]]
     for step in steps:
         for model in step["found"].get("parity", {}).get("models", []):
             errors = {row["name"]: row["error"] for row in model["rows"]}

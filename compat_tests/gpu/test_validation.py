@@ -58,7 +58,7 @@ def test_correctness_alone(tmp_path: Path) -> None:
     assert all(step["seconds"] > 0 for step in steps.values())
     assert steps["facts"]["found"]["compiled"] == "nano in float32"
     (parity,) = steps["parity nano float32"]["found"]["parity"]["models"]
-    names = {"mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment"}
+    names = {"mel", "encoder", "prefill", "steps", "beams", "ranking", "alignment", "words"}
     assert {row["name"] for row in parity["rows"]} == names
     transcripts = steps["transcripts float32"]["found"]["transcripts"]
     assert {row["options"] for row in transcripts} >= {"greedy", "beam 5", "prompt", "word timestamps"}

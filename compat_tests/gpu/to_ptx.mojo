@@ -9,6 +9,7 @@ from std.compile import compile_info
 
 from kernels.follow import follow_block
 from kernels.gemm import Source
+from kernels.gpu_align import add_medians_thread, head_weights_block, standardize_thread, token_probs_block
 from kernels.gpu_attention import cross_attention_block, merge_block, self_attention_block
 from kernels.gpu_embed import embed_block
 from kernels.gpu_flash import causal_block, flash_block, store_block
@@ -274,6 +275,24 @@ def follow(
     )
 
 
+def token_probs(probs: Out[F32], logits: In[F32], tokens: In[I64], n_vocab: Int32, n_text: Int32):
+    token_probs_block(probs, logits, tokens, Int(n_vocab), Int(n_text))
+
+
+def head_weights(
+    weights: Out[F32], scores: In[F32], heads: In[I64], n_tokens: Int32, n_frames: Int32, n_audio_ctx: Int32
+):
+    head_weights_block(weights, scores, heads, Int(n_tokens), Int(n_frames), Int(n_audio_ctx))
+
+
+def standardize(y: Out[F32], x: In[F32], n_tokens: Int32, n_frames: Int32):
+    standardize_thread(y, x, Int(n_tokens), Int(n_frames))
+
+
+def add_medians(matrix: Out[F32], x: In[F32], k: Int32, n_tokens: Int32, n_frames: Int32):
+    add_medians_thread(matrix, x, Int(k), Int(n_tokens), Int(n_frames))
+
+
 def show[FuncType: TrivialRegisterPassable, //, kernel: FuncType](name: String):
     print("//=====", name)
     print(compile_info[kernel, target=TARGET]().asm)
@@ -343,3 +362,7 @@ def main():
     show[search_parts]("search parts")
     show[search_merge]("search merge")
     show[follow]("follow")
+    show[token_probs]("token probs")
+    show[head_weights]("head weights")
+    show[standardize]("standardize")
+    show[add_medians]("add medians")

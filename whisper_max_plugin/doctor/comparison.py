@@ -73,6 +73,7 @@ CHECKS = (
     Check("beams", f"logits of {checks.N_PASSES} passes of {checks.N_BEAM} reordered beams", "step", checks.beams),
     Check("ranking", f"the best {checks.N_BEAM} tokens of {checks.N_STEPS} steps", "search", checks.ranking),
     Check("alignment", f"cross-attention scores of {checks.N_ALIGNED} tokens", "cross_scores", checks.alignment),
+    Check("words", "probabilities and filtered attention of tokens", "alignment", checks.words, rounds=False),
 )
 
 

@@ -1,4 +1,4 @@
-"""What ``whisper-max doctor --parity`` computes with each of the two models: seven results of the same window.
+"""What ``whisper-max doctor --parity`` computes with each of the two models: eight results of the same window.
 
 Each function gets what upstream's model has computed so far, and takes its input from there: so an error shows where it
 arises, and one token that differs does not change those behind it.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import whisper
 import whisper.model
+import whisper.timing
 from torch import Tensor
 from whisper.decoding import GreedyDecoder, Inference, PyTorchInference
 from whisper.model import ModelDimensions, Whisper
@@ -20,6 +21,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_max_plugin.errors import CheckpointError
 from whisper_max_plugin.execution.step_inputs import NO_TOKEN, SearchInputs, SearchKind
+from whisper_max_plugin.graphs.alignment import MEDIAN_WIDTH
 from whisper_max_plugin.inference.decoding import MaxInference
 from whisper_max_plugin.inference.model import MaxWhisper
 from whisper_max_plugin.inference.search import Rules, Search
@@ -183,6 +185,28 @@ def alignment(model: Whisper, window: Window, upstreams: Results) -> list[Tensor
         for hook in hooks:
             hook.remove()
     return scores
+
+
+def words(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
+    """Return what ``whisper.timing.find_alignment`` makes of logits and scores, here those that upstream has computed.
+
+    The probabilities (N_PROMPT - 1) of the prompt's tokens of text, and the matrix (N_ALIGNED, n_audio_ctx) in which
+    their words are looked for, of all heads.
+    """
+    logits, scores = upstreams["prefill"][0][:, :-1], upstreams["alignment"]
+    tokens = window.prompt[0, 1:].clamp(max=window.n_text - 1)
+    if not isinstance(model, MaxWhisper):
+        probs = logits[0, :, : window.n_text].softmax(dim=-1)
+        weights = torch.cat(scores).flatten(0, 1).softmax(dim=-1)
+        std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+        filtered = whisper.timing.median_filter((weights - mean) / std, MEDIAN_WIDTH)
+        return [probs.gather(1, tokens[:, None])[:, 0], filtered.sum(dim=0)]
+    engine = model.decoder.runtime.engine()
+    matrix = engine.device.put(torch.zeros(N_ALIGNED, model.dims.n_audio_ctx))
+    for of_layer in scores:
+        engine.align(matrix, engine.device.put(of_layer), range(model.dims.n_text_head))
+    probs = engine.token_probs(engine.device.put(logits), tokens.tolist(), window.n_text)
+    return [probs, engine.device.get(matrix)]
 
 
 def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:

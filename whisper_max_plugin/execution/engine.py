@@ -42,21 +42,21 @@ CrossKV = list[Buffer]
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What one run of the decoder graph returns.
+    """What one run of the decoder graph returns, on the device: most of it is for hooks, which few callers have.
 
     Attributes
     ----------
-    logits : Tensor, shape = (batch, n_rows, n_vocab)
-    hidden : Tensor, shape = (batch, n_tokens, n_text_state)
+    logits : Buffer, shape = (batch, n_rows, n_vocab)
+    hidden : Buffer, shape = (batch, n_tokens, n_text_state)
         what the last layer norm, ``ln``, takes
     cross_attn_inputs, cross_attn_outputs : per layer, each (batch, n_tokens, n_text_state)
         what the layer's ``cross_attn`` takes and returns
     """
 
-    logits: Tensor
-    hidden: Tensor
-    cross_attn_inputs: Sequence[Tensor]
-    cross_attn_outputs: Sequence[Tensor]
+    logits: Buffer
+    hidden: Buffer
+    cross_attn_inputs: Sequence[Buffer]
+    cross_attn_outputs: Sequence[Buffer]
 
 
 class Engine:
@@ -105,6 +105,7 @@ class Engine:
         models = session(device).init_all(compiled, weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
+        self._alignment, self._token_probs = models["alignment"], models["token_probs"]
         self._search, self._log_mel = models["search"], models["log_mel"]
         self.searches = SearchPool(device, dims.n_text_ctx)
         # -inf above the diagonal: upstream's ``TextDecoder.mask``
@@ -185,9 +186,8 @@ class Engine:
             *(x.view(x.dtype, cache_shape) for x in self_kv),
             *cross_kv,
         ]
-        outputs = self._run(self._decoder, *inputs)
+        logits, hidden, *traces = self._run(self._decoder, *inputs)
         REPORT.graph_run("prefill" if n_tokens > 1 else "step")
-        logits, hidden, *traces = map(self.device.get, outputs)
         return DecoderOutput(logits, hidden, traces[0::2], traces[1::2])
 
     @property
@@ -223,19 +223,19 @@ class Engine:
         self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.push())
         REPORT.graph_run("search")
 
-    def cross_scores(self, layer: int, x: Tensor, cross_kv: CrossKV) -> Tensor:
+    def cross_scores(self, layer: int, x: Buffer, cross_kv: CrossKV) -> Buffer:
         """Return one layer's cross-attention scores before the softmax, as upstream's ``qk``.
 
         Parameters
         ----------
         layer : int
-        x : Tensor, shape = (batch, n_tokens, n_text_state)
+        x : Buffer, shape = (batch, n_tokens, n_text_state)
             the layer's `DecoderOutput.cross_attn_inputs`
         cross_kv : what the decoder ran with, for n_audio windows; batch = n_audio * n_group
 
         Returns
         -------
-        scores : Tensor, shape = (batch, n_text_head, n_tokens, n_audio_ctx)
+        scores : Buffer, shape = (n_audio, n_text_head, n_group * n_tokens, n_audio_ctx)
         """
         key = cross_kv[2 * layer]
         query = f"blocks.{layer}.cross_attn.query"
@@ -244,18 +244,28 @@ class Engine:
         if matrix not in self._weights:
             matrix = f"stored.{query}.weight"
         batch, n_tokens, n_state = x.shape
-        n_audio, n_head, n_audio_ctx, _ = key.shape
+        n_audio = key.shape[0]
         (scores,) = self._run(
             self._cross_scores,
-            self.device.put(x.reshape(n_audio, -1, n_state)),
+            x.view(x.dtype, (n_audio, batch // n_audio * n_tokens, n_state)),
             key,
             self._weights[matrix],
             self._weights[f"decoder.{query}.bias"],
         )
         REPORT.graph_run("cross_scores")
-        scores = self.device.get(scores)  # (n_audio, n_head, n_group * n_tokens, n_audio_ctx)
-        scores = scores.view(n_audio, n_head, -1, n_tokens, n_audio_ctx).transpose(1, 2)
-        return scores.reshape(batch, n_head, n_tokens, n_audio_ctx)
+        return scores
+
+    def align(self, matrix: Buffer, scores: Buffer, heads: Sequence[int]) -> None:
+        """Add the filtered attention of some heads of a layer; see `graphs.alignment.build_alignment`."""
+        self._run(self._alignment, matrix, scores, self.device.put(torch.tensor(heads)))
+        REPORT.graph_run("alignment")
+
+    def token_probs(self, logits: Buffer, tokens: Sequence[int], n_text: int) -> Tensor:
+        """Return how likely each token was, (n_rows); see `graphs.alignment.build_token_probs`."""
+        inputs = logits, self.device.put(torch.tensor(tokens)), np.array(n_text, dtype=np.int32)
+        (probs,) = self._run(self._token_probs, *inputs)
+        REPORT.graph_run("token_probs")
+        return self.device.get(probs)
 
     def _run(self, model: Model, *inputs: Buffer | np.ndarray) -> list[Buffer]:
         with self._lock, self.device.allocating(), WATCH.over(self._wake):

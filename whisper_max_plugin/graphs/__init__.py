@@ -5,6 +5,7 @@ from __future__ import annotations
 from max.graph import DeviceRef, KernelLibrary, Module
 from whisper.model import ModelDimensions
 
+from whisper_max_plugin.graphs.alignment import build_alignment, build_token_probs
 from whisper_max_plugin.graphs.cross_attention import build_cross_kv, build_cross_scores
 from whisper_max_plugin.graphs.decoder import build_decoder
 from whisper_max_plugin.graphs.encoder import build_encoder
@@ -29,6 +30,8 @@ def build_module(dims: ModelDimensions, types: Types, device: DeviceRef, library
     build_cross_kv(module, dims, types, device, library)
     build_decoder(module, dims, types, device, library)
     build_cross_scores(module, dims, types, device, library)
+    build_alignment(module, dims, device, library)
+    build_token_probs(module, dims, device, library)
     build_search(module, dims, device, library)
     build_log_mel(module, dims, library)
     if has_kernels(dims):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from max.dtype import DType
-from max.graph import BufferValue, DeviceRef, KernelLibrary, TensorType, TensorValue, ops
+from max.graph import BufferValue, DeviceRef, Dim, KernelLibrary, TensorType, TensorValue, ops
 
 from whisper_max_plugin.graphs.types import Types
 
@@ -252,6 +252,34 @@ def scores(q: TensorValue, keys: TensorValue) -> TensorValue:
     """Return the products of q (n_audio, n_head, n_queries, head_dim) with keys (n_audio, n_head, n_keys, head_dim)."""
     out = TensorType(q.dtype, [*q.shape[:3], keys.shape[2]], q.device)
     return ops.custom("whisper_scores", q.device, [q, keys], [out])[0].tensor
+
+
+def token_probs(logits: TensorValue, tokens: TensorValue, n_text: TensorValue) -> TensorValue:
+    """Return the probability of each of tokens (m) in its row of logits (m, n_vocab), among the first `n_text` tokens.
+
+    n_text is a scalar on the host.
+    """
+    out = TensorType(logits.dtype, [logits.shape[0]], logits.device)
+    return ops.custom("whisper_token_probs", logits.device, [logits, tokens, n_text], [out])[0].tensor
+
+
+def head_weights(scores: TensorValue, heads: TensorValue, n_frames: Dim) -> TensorValue:
+    """Return the softmax of the first frames' scores (1, n_head, n_tokens, n_audio_ctx) of some heads (k).
+
+    Returns (k, n_tokens, n_frames).
+    """
+    out = TensorType(scores.dtype, [heads.shape[0], scores.shape[2], n_frames], scores.device)
+    return ops.custom("whisper_head_weights", scores.device, [scores, heads], [out])[0].tensor
+
+
+def standardize(x: TensorValue) -> TensorValue:
+    """Return x (k, n_tokens, n_frames) less its mean over the tokens, in units of its standard deviation."""
+    return ops.custom("whisper_standardize", x.device, [x], [x.type])[0].tensor
+
+
+def add_medians(matrix: BufferValue, x: TensorValue) -> None:
+    """Add to matrix (n_tokens, n_frames) the median around each value of x (k, n_tokens, n_frames), for each k."""
+    ops.inplace_custom("whisper_add_medians", x.device, [matrix, x])
 
 
 def log_mel(

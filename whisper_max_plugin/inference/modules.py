@@ -126,16 +126,22 @@ class MaxTextDecoder(TextDecoder):
         output = engine.decode(tokens, wanted, self_kv, cross_kv)
         self._run_cross_attention_hooks(output, xa, cache, engine, cross_kv)
         if self.ln._forward_hooks:
-            hidden = output.hidden.to(xa.device, xa.dtype)
+            hidden = engine.device.get(output.hidden).to(xa.device, xa.dtype)
             run_forward_hooks("decoder.ln", self.ln, (hidden,), self.ln.forward(hidden))
-        return output.logits.to(xa.device)
+        return engine.device.get(output.logits).to(xa.device)
 
     def can_step(self, cache: KVCache) -> bool:
         """Tell whether `step` may continue what a pass of the whole module has begun in `cache`."""
+        return cache.engine is not None and cache.engine.has_step and self._is_unwatched(cache)
+
+    def can_align(self) -> bool:
+        """Tell whether `align` may stand for a pass of the whole module."""
+        return self._is_unwatched(None)
+
+    def _is_unwatched(self, cache: KVCache | None) -> bool:
+        """Tell whether nothing looks into passes, or does anything else in them than graphs do."""
         return (
-            cache.engine is not None
-            and cache.engine.has_step
-            and not self.is_observed()
+            not self.is_observed()
             and self._unsupported(cache) is None
             and not has_hooks(self, ())
             and "forward" not in vars(self)
@@ -157,6 +163,44 @@ class MaxTextDecoder(TextDecoder):
         with self.runtime.passes:
             cache.engine.step(cache.next_step(tokens, search), n_steps)
             cache.count(n_steps - 1)
+
+    def align(
+        self, tokens: Sequence[int], n_before: int, xa: Tensor, heads: Mapping[int, Sequence[int]], n_frames: int
+    ) -> tuple[Tensor, Tensor]:
+        """Run the decoder on a window's text: tell how likely it was, and what each token attended to.
+
+        It mirrors what ``whisper.timing.find_alignment`` computes from ``model(mel, tokens)`` to
+        ``weights.mean(axis=0)``.
+
+        Parameters
+        ----------
+        tokens : the sot sequence, of `n_before` tokens, <|notimestamps|>, the text and <|endoftext|>
+        n_before : int
+        xa : Tensor, shape = (1, n_audio_ctx, n_audio_state)
+        heads : Mapping[int, Sequence[int]]
+            by their layer, those that tell the times of words
+        n_frames : int
+            of the window, as the encoder counts them: more than half of `MEDIAN_WIDTH`, at most n_audio_ctx
+
+        Returns
+        -------
+        probs : Tensor, shape = (n_text,)
+            the probability of each token of the text
+        matrix : Tensor, shape = (n_tokens, n_frames)
+        """
+        with self.runtime.passes:
+            cache = KVCache(self, self.runtime)
+            engine = cache.engine = self.runtime.engine(xa.dtype)
+            cross_kv = self.runtime.cross_kv(_to_host(xa), engine)
+            text = tokens[n_before + 1 : -1]
+            rows = range(n_before, n_before + len(text))
+            self_kv = cache.extend(1, len(tokens))
+            output = engine.decode(torch.tensor([[tokens]]), rows, self_kv, cross_kv)
+            probs = engine.token_probs(output.logits, text, n_text=tokens[-1])
+            matrix = engine.device.put(torch.zeros(len(tokens), n_frames))
+            for layer, of_layer in heads.items():
+                engine.align(matrix, engine.cross_scores(layer, output.cross_attn_inputs[layer], cross_kv), of_layer)
+            return probs, engine.device.get(matrix) / sum(map(len, heads.values()))
 
     def is_observed(self) -> bool:
         """Tell whether forward hooks look into the passes."""
@@ -198,9 +242,12 @@ class MaxTextDecoder(TextDecoder):
         for layer, block in enumerate(self.blocks):
             if not block.cross_attn._forward_hooks:
                 continue
-            x, out = output.cross_attn_inputs[layer], output.cross_attn_outputs[layer]
-            qk = engine.cross_scores(layer, x, cross_kv).to(xa.device) if _returns_scores() else None
-            x, out = x.to(xa.device, xa.dtype), out.to(xa.device, xa.dtype)
+            taken, returned = output.cross_attn_inputs[layer], output.cross_attn_outputs[layer]
+            x, out = (engine.device.get(trace).to(xa.device, xa.dtype) for trace in (taken, returned))
+            qk = None
+            if _returns_scores():
+                scores = engine.device.get(engine.cross_scores(layer, taken, cross_kv))
+                qk = _of_each_sequence(scores, n_tokens=x.shape[1]).to(xa.device)
             name = f"decoder.blocks.{layer}.cross_attn"
             run_forward_hooks(name, block.cross_attn, (x, xa), (out, qk), kv_cache=cache)
 
@@ -226,6 +273,13 @@ def _upstreams_error(forward: Callable[..., Tensor], *args: Any) -> Tensor:
     result = forward(*args)
     REPORT.fallback("input of a shape or type that graphs do not take")
     return result
+
+
+def _of_each_sequence(scores: Tensor, n_tokens: int) -> Tensor:
+    """Return scores (n_audio, n_head, n_group * n_tokens, n_audio_ctx) as (n_audio * n_group, n_head, n_tokens, …)."""
+    n_audio, n_head, n_rows, n_audio_ctx = scores.shape
+    scores = scores.view(n_audio, n_head, n_rows // n_tokens, n_tokens, n_audio_ctx)
+    return scores.transpose(1, 2).flatten(0, 1)
 
 
 def _returns_scores() -> bool:

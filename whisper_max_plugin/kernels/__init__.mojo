@@ -1,5 +1,6 @@
 """The operations of the graphs: the step's, those for many rows, search, spectrogram. Their bodies for GPUs lie in gpu_*."""
 
+from .align import *
 from .attention import *
 from .flash import *
 from .follow import *
