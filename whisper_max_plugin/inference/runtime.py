@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -18,6 +18,7 @@ from whisper_max_plugin.execution.engine import CrossKV, Engine
 from whisper_max_plugin.execution.threads import copied, one_torch_thread
 from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.graphs import Types
+from whisper_max_plugin.inference.fingerprint import Fingerprint
 from whisper_max_plugin.precision import DEFAULT
 from whisper_max_plugin.report import REPORT
 
@@ -80,7 +81,7 @@ class Runtime:
         self.passes = threading.RLock()
         self._lock = threading.RLock()
         self._engines: dict[str, Engine] = {}  # by their precision
-        self._fingerprint: _Fingerprint | None = None
+        self._fingerprint: Fingerprint | None = None
         self._window = _Window()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,15 +117,18 @@ class Runtime:
             if MAX cannot compile the graphs
         """
         with self._lock:
-            state = {f"{part}.{name}": x for part, module in self._modules.items() for name, x in _tensors(module)}
-            if self._fingerprint is None or not self._fingerprint.fits(state):
-                self._engines, self._fingerprint = {}, None
+            if self._fingerprint is None or not self._fingerprint.fits():
+                self._engines, self._fingerprint = {}, Fingerprint(self._modules.values())
             precision = self.precision or self._precision_of(dtype)
             if precision not in self._engines:
+                state = {
+                    f"{part}.{name}": tensor
+                    for part, module in self._modules.items()
+                    for name, tensor in module.state_dict(keep_vars=True).items()
+                }
                 if self.verify is not None:
                     self.verify(types_for(state, precision, self.device))
                 self._engines[precision] = Engine(self.dims, state, self.device, precision)
-                self._fingerprint = self._fingerprint or _Fingerprint(state)
             return self._engines[precision]
 
     def _precision_of(self, dtype: torch.dtype) -> str:
@@ -163,46 +167,3 @@ class Runtime:
 def _is_known(latest: _Computed | None, engine: Engine, x: Tensor) -> TypeGuard[_Computed]:
     # not by torch.equal, see `copied`
     return latest is not None and latest.engine() is engine and np.array_equal(latest.input.numpy(), x.numpy())
-
-
-def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield what ``state_dict(keep_vars=True)`` holds, in a tenth of the time."""
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and name not in module._non_persistent_buffers_set:
-            yield prefix + name, tensor
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _tensors(child, f"{prefix}{name}.")
-
-
-class _Fingerprint:
-    """Tells whether a model's tensors are still what they were.
-
-    Writes in place are seen by torch's version counters, except those through ``.data``; for these a few values of each
-    tensor are compared, since to compare all would take a tenth of an encoder run.
-    """
-
-    SAMPLES = 16  # of each tensor, evenly spread
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._identity = _identity(state)
-        tensors = [x.detach() for x in state.values()]
-        self._samples = [_sample(x) for x in tensors if x.is_contiguous()]  # views, of the values as they will be
-        self._others = [x for x in tensors if not x.is_contiguous()]
-        self._values = self._read()
-
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Tell whether `state` has the tensors, and the values, that this was made of."""
-        return _identity(state) == self._identity and torch.equal(self._read(), self._values)
-
-    def _read(self) -> Tensor:
-        samples = [*self._samples, *map(_sample, self._others)]
-        return torch.cat([x.to("cpu", torch.float32) for x in samples])
-
-
-def _sample(x: Tensor) -> Tensor:
-    return x.reshape(-1)[:: max(1, x.numel() // _Fingerprint.SAMPLES)]
-
-
-def _identity(state: Mapping[str, Tensor]) -> list[tuple[str, int, torch.Size, torch.dtype, int]]:
-    return [(name, x.data_ptr(), x.shape, x.dtype, 0 if x.is_inference() else x._version) for name, x in state.items()]
