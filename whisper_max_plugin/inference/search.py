@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -259,29 +260,25 @@ class Search:
         if decoder.finished_sequences is None:
             decoder.finished_sequences = [{} for _ in range(n_audio)]
 
-        totals = (self._sums[:, None] + logprobs).tolist()
+        totals = (self._sums[:, None] + logprobs[:, :-1]).tolist()
         tokens = ids.tolist()
         sequences: list[list[int]] = []
         source_indices: list[int] = []
         for first in range(0, len(self.sequences), size):
-            scores: dict[tuple[int, int], float] = {}
-            sources: dict[tuple[int, int], int] = {}
-            for index in range(first, first + size):
-                beginning = first if self._begins else index  # at first all beams are equal, later no two
-                for token, total in zip(tokens[index][:-1], totals[index][:-1], strict=True):
-                    scores[beginning, token] = total
-                    sources[beginning, token] = index
+            # at first all beams are equal, and the last one stands for them; later no two are
+            beams = range(first + (size - 1 if self._begins else 0), first + size)
+            candidates = [(total, i, token) for i in beams for total, token in zip(totals[i], tokens[i], strict=False)]
+            candidates.sort(key=itemgetter(0), reverse=True)
             finished: dict[tuple[int, ...], float] = {}
             saved = 0
-            for candidate in sorted(scores, key=scores.__getitem__, reverse=True):
-                beginning, token = candidate
+            for total, index, token in candidates:
                 if token == decoder.eot:
-                    ended = (*self.sequences[beginning], token)
-                    finished[ended] = scores[candidate]
+                    ended = (*self.sequences[index], token)
+                    finished[ended] = total
                     continue
-                self._sums[len(sequences)] = scores[candidate]
-                sequences.append([*self.sequences[beginning], token])
-                source_indices.append(sources[candidate])
+                self._sums[len(sequences)] = total
+                sequences.append([*self.sequences[index], token])
+                source_indices.append(index)
                 saved += 1
                 if saved == size:
                     break
@@ -298,8 +295,7 @@ class Search:
 
 def _is_clear(logprobs: npt.NDArray[np.float32], n_candidates: int) -> bool:
     """Tell whether each sequence has so many candidates, of which no two are equally good."""
-    best = logprobs[:, :n_candidates]
-    return bool(np.isfinite(best).all() and (best > logprobs[:, 1:]).all())
+    return bool((logprobs[:, :n_candidates] > logprobs[:, 1:]).all())  # of -inf, or of NaN, none is
 
 
 def _is_upstreams(part: Any, method: str) -> bool:
