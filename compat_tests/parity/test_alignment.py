@@ -102,6 +102,20 @@ def test_by_the_heads_of_the_model(
     assert [word.start for word in found[0]] != [word.start for word in usual]
 
 
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [(torch.zeros(2, 2), "non-empty TensorList"), (torch.ones(2, 3), "out of bounds"), (torch.ones(3, 2), "index")],
+    ids=["no heads", "a head too many", "a layer too many"],
+)
+def test_heads_that_are_not_the_models_are_upstreams_error(
+    nano: Pair, mel: Tensor, tokenizer: Tokenizer, text: list[int], mask: Tensor, error: str
+) -> None:
+    for model in copies(nano):
+        model.register_buffer("alignment_heads", mask.bool().to_sparse(), persistent=False)
+        with pytest.raises((RuntimeError, IndexError), match=error):
+            find(model, tokenizer, text, mel, N_FRAMES)
+
+
 def test_a_text_of_all_the_tokens_that_the_decoder_takes(nano: Pair, mel: Tensor, tokenizer: Tokenizer) -> None:
     longest = nano.torch.dims.n_text_ctx - len(tokenizer.sot_sequence) - 2
     text = torch.randint(1000, (longest,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -60,6 +60,7 @@ def find_alignment(
         and 0 < len(text_tokens) <= model.dims.n_text_ctx - n_before - 2
         and all(0 <= token < tokenizer.eot for token in text_tokens)
         and n_frames > MEDIAN_WIDTH // 2
+        and _has_heads(model)
         and _is_mirrored(original)
         and _is_unwatched(model)
     )
@@ -108,6 +109,12 @@ def _is_unwatched(model: Whisper) -> bool:
         and model.decoder.can_align()
         and inspect.unwrap(timing.median_filter).__module__ == timing.__name__
     )
+
+
+def _has_heads(model: Whisper) -> bool:
+    """Tell whether there are heads to tell the times of words, and all of them are the model's."""
+    mask = model.alignment_heads
+    return mask.shape == (model.dims.n_text_layer, model.dims.n_text_head) and mask.indices().shape[1] > 0
 
 
 def _heads(model: Whisper) -> dict[int, list[int]]:
