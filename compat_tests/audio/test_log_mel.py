@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from max.graph import Module
 from torch import Tensor
-from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, SAMPLE_RATE, mel_filters
+from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, mel_filters
 
-import whisper_max_plugin
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.execution.devices import HOST
 from whisper_max_plugin.execution.engine import Engine
@@ -27,9 +25,7 @@ from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import build_log_mel, kernel_library
 from whisper_max_plugin.spectrogram import log_mel_spectrogram
 
-from ..compare import assert_same_result, skip_unless_upstream_knows
 from ..conftest import Pair
-from ..data import SAMPLE, SAMPLE_LONG
 from ..parity.grid import recordings
 
 ERROR = 1e-4
@@ -165,99 +161,3 @@ def test_too_few_samples_are_upstreams_error(nano: Pair, n_samples: int) -> None
             make(torch.zeros(n_samples))
         errors.append(str(error.value))
     assert errors[0] == errors[1]
-
-
-# Who gets it
-
-
-@pytest.fixture
-def given_to(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Who made each spectrogram of the test: "graph" for those of graphs."""
-    made: list[str] = []
-    original = Engine.log_mel
-
-    def noted(self: Engine, samples: Tensor, padding: int) -> Tensor | None:
-        made.append("graph")
-        return original(self, samples, padding)
-
-    monkeypatch.setattr(Engine, "log_mel", noted)
-    return made
-
-
-def first_window(model: whisper.Whisper, audio: object) -> Tensor:
-    """Return the mel spectrogram that `transcribe()` gives to the encoder first."""
-    windows: list[Tensor] = []
-    hook = model.encoder.register_forward_pre_hook(lambda _, inputs: windows.append(inputs[0].clone()))
-    try:
-        whisper.transcribe(model, audio, language="en", fp16=False)
-    finally:
-        hook.remove()
-    return windows[0]
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("audio", [str(SAMPLE), whisper.load_audio(str(SAMPLE))], ids=["file", "samples"])
-def test_a_model_that_runs_on_graphs_gets_it(nano: Pair, given_to: list[str], audio: object) -> None:
-    results = [whisper.transcribe(model, audio, fp16=False) for model in (nano.max, nano.torch)]
-    assert given_to == ["graph"]
-    assert_same_result(*results)
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_model_of_torch_gets_upstreams(nano: Pair, given_to: list[str]) -> None:
-    expected = upstreams(str(SAMPLE), padding=N_SAMPLES)[None, :, :3000]
-    assert torch.equal(first_window(nano.torch, str(SAMPLE)), expected)
-    assert given_to == []
-
-
-def test_without_the_plugin_it_is_upstreams(nano: Pair, given_to: list[str]) -> None:
-    whisper_max_plugin.install()
-    whisper_max_plugin.uninstall()
-    whisper.transcribe(nano.max, str(SAMPLE), language="en", fp16=False)
-    assert given_to == []
-
-
-@pytest.mark.usefixtures("installed")
-def test_callers_of_the_function_get_upstreams(nano: Pair, given_to: list[str]) -> None:
-    model = nano.max
-    samples = whisper.load_audio(str(SAMPLE))
-    assert torch.equal(whisper.log_mel_spectrogram(samples, model.dims.n_mels), upstreams(samples))
-    assert given_to == []
-
-
-@pytest.mark.usefixtures("installed")
-def test_somebodys_patch_over_it(nano: Pair, given_to: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From where it lies nobody sees `transcribe()`, and the spectrogram is upstream's."""
-    ours = inspect.getmodule(whisper.transcribe).log_mel_spectrogram  # type: ignore[union-attr]
-    calls = []
-
-    def counting(*arguments: object, **options: object) -> Tensor:
-        calls.append(arguments)
-        return ours(*arguments, **options)
-
-    monkeypatch.setattr(inspect.getmodule(whisper.transcribe), "log_mel_spectrogram", counting)
-    whisper.transcribe(nano.max, str(SAMPLE), language="en", fp16=False)
-    assert (len(calls), given_to) == (1, [])
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.falls_back
-def test_what_is_no_recording_of_float32_is_left_to_upstream_and_counted(nano: Pair, given_to: list[str]) -> None:
-    samples = torch.randn(2 * SAMPLE_RATE, requires_grad=True)
-    before = sum(whisper_max_plugin.status()["fallbacks"].values())
-    whisper.transcribe(nano.max, samples, language="en", fp16=False)
-    assert sum(whisper_max_plugin.status()["fallbacks"].values()) == before + 1
-    assert given_to == []
-    with pytest.raises(RuntimeError) as ours:
-        whisper.transcribe(nano.max, samples.detach().double())
-    with pytest.raises(RuntimeError) as theirs:
-        whisper.transcribe(nano.torch, samples.detach().double())
-    assert str(ours.value) == str(theirs.value)
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_long_recording_is_transcribed_from_it(nano: Pair) -> None:
-    samples = np.tile(whisper.load_audio(str(SAMPLE_LONG)), 2)  # more than upstream's function makes at once here
-    options = {"language": "en", "fp16": False, "clip_timestamps": [0.0, 20.0, 340.0, 360.0]}
-    skip_unless_upstream_knows(options)
-    assert_same_result(*(whisper.transcribe(model, samples, **options) for model in (nano.max, nano.torch)))

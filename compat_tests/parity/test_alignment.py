@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import pytest
@@ -219,3 +219,13 @@ def test_a_token_that_is_no_text_is_upstreams_error(
     for model in copies(nano):
         with pytest.raises(IndexError, match="out of bounds"):
             find(model, tokenizer, [*text, tokenizer.timestamp_begin], mel, N_FRAMES)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_upstreams_error(
+    nano: Pair, mel: Tensor, tokenizer: Tokenizer, text: list[int]
+) -> None:
+    other = copy(tokenizer)
+    other.sot_sequence = (nano.torch.dims.n_vocab,)
+    for model in copies(nano):
+        with pytest.raises(IndexError, match="out of range"):
+            find(model, other, text, mel, N_FRAMES)

@@ -59,6 +59,7 @@ def find_alignment(
         not settings
         and 0 < len(text_tokens) <= model.dims.n_text_ctx - n_before - 2
         and all(0 <= token < tokenizer.eot for token in text_tokens)
+        and max(tokens) < model.dims.n_vocab
         and n_frames > MEDIAN_WIDTH // 2
         and _has_heads(model)
         and _is_mirrored(original)
