@@ -13,7 +13,6 @@ import torch
 import whisper
 import whisper.timing
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 from whisper.model import Whisper
 from whisper.timing import WordTiming
 from whisper.tokenizer import Tokenizer, get_tokenizer
@@ -155,8 +154,10 @@ def replaced(holder: Any, name: str, value: object) -> Iterator[None]:
     alignment._is_mirrored.cache_clear()
 
 
-def undefined(self: Engine, matrix: Any, *_: Any) -> None:
-    from_dlpack(matrix)[5, 3] = torch.nan
+def undefined(self: Engine, attended: object, n_tokens: int, n_frames: int) -> Tensor:
+    matrix = torch.zeros(n_tokens, n_frames)
+    matrix[5, 3] = torch.nan
+    return matrix
 
 
 def _kept(x: Tensor, filter_width: int) -> Tensor:

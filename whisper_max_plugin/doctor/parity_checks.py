@@ -202,11 +202,9 @@ def words(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
         filtered = whisper.timing.median_filter((weights - mean) / std, MEDIAN_WIDTH)
         return [probs.gather(1, tokens[:, None])[:, 0], filtered.sum(dim=0)]
     engine = model.decoder.runtime.engine()
-    matrix = engine.device.put(torch.zeros(N_ALIGNED, model.dims.n_audio_ctx))
-    for of_layer in scores:
-        engine.align(matrix, engine.device.put(of_layer), range(model.dims.n_text_head))
+    attended = ((engine.device.put(of_layer), range(model.dims.n_text_head)) for of_layer in scores)
     probs = engine.token_probs(engine.device.put(logits), tokens.tolist(), window.n_text)
-    return [probs, engine.device.get(matrix)]
+    return [probs, engine.align(attended, N_ALIGNED, model.dims.n_audio_ctx)]
 
 
 def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:

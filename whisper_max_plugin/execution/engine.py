@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -255,10 +255,20 @@ class Engine:
         REPORT.graph_run("cross_scores")
         return scores
 
-    def align(self, matrix: Buffer, scores: Buffer, heads: Sequence[int]) -> None:
-        """Add the filtered attention of some heads of a layer; see `graphs.alignment.build_alignment`."""
-        self._run(self._alignment, matrix, scores, self.device.put(torch.tensor(heads)))
-        REPORT.graph_run("alignment")
+    def align(self, attended: Iterable[tuple[Buffer, Sequence[int]]], n_tokens: int, n_frames: int) -> Tensor:
+        """Return the sum of some heads' filtered attention, (n_tokens, n_frames).
+
+        See `graphs.alignment.build_alignment`.
+
+        Parameters
+        ----------
+        attended : what `cross_scores` returned for a layer, and which of its heads, of each layer
+        """
+        matrix = self.device.put(torch.zeros(n_tokens, n_frames))
+        for scores, heads in attended:
+            self._run(self._alignment, matrix, scores, self.device.put(torch.tensor(heads)))
+            REPORT.graph_run("alignment")
+        return self.device.get(matrix)
 
     def token_probs(self, logits: Buffer, tokens: Sequence[int], n_text: int) -> Tensor:
         """Return how likely each token was, (n_rows); see `graphs.alignment.build_token_probs`."""

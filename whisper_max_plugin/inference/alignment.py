@@ -61,7 +61,7 @@ def find_alignment(
         and all(0 <= token < tokenizer.eot for token in text_tokens)
         and max(tokens) < model.dims.n_vocab
         and n_frames > MEDIAN_WIDTH // 2
-        and _has_heads(model)
+        and len(heads := _heads(model)) > 0
         and _is_mirrored(original)
         and _is_unwatched(model)
     )
@@ -69,7 +69,7 @@ def find_alignment(
         return original(model, tokenizer, text_tokens, mel, num_frames, **settings)
 
     features = model.encoder(mel.unsqueeze(0))
-    probs, matrix = model.decoder.align(tokens, n_before, features, _heads(model), n_frames)
+    probs, matrix = model.decoder.align(tokens, n_before, features, heads, n_frames)
     if not (matrix.isfinite().all() and probs.isfinite().all()):
         return original(model, tokenizer, text_tokens, mel, num_frames)
 
@@ -112,15 +112,11 @@ def _is_unwatched(model: Whisper) -> bool:
     )
 
 
-def _has_heads(model: Whisper) -> bool:
-    """Tell whether there are heads to tell the times of words, and all of them are the model's."""
-    mask = model.alignment_heads
-    return mask.shape == (model.dims.n_text_layer, model.dims.n_text_head) and mask.indices().shape[1] > 0
-
-
 def _heads(model: Whisper) -> dict[int, list[int]]:
-    """Return the heads that tell the times of words, by their layer."""
+    """Return the heads that tell the times of words, by their layer; none if they are not of this model."""
     heads: dict[int, list[int]] = {}
-    for layer, head in model.alignment_heads.indices().T.tolist():
-        heads.setdefault(layer, []).append(head)
+    mask = model.alignment_heads
+    if mask.shape == (model.dims.n_text_layer, model.dims.n_text_head):
+        for layer, head in mask.indices().T.tolist():
+            heads.setdefault(layer, []).append(head)
     return heads

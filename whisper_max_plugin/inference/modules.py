@@ -197,10 +197,12 @@ class MaxTextDecoder(TextDecoder):
             self_kv = cache.extend(1, len(tokens))
             output = engine.decode(torch.tensor([[tokens]]), rows, self_kv, cross_kv)
             probs = engine.token_probs(output.logits, text, n_text=tokens[-1])
-            matrix = engine.device.put(torch.zeros(len(tokens), n_frames))
-            for layer, of_layer in heads.items():
-                engine.align(matrix, engine.cross_scores(layer, output.cross_attn_inputs[layer], cross_kv), of_layer)
-            return probs, engine.device.get(matrix) / sum(map(len, heads.values()))
+            attended = (
+                (engine.cross_scores(layer, output.cross_attn_inputs[layer], cross_kv), of_layer)
+                for layer, of_layer in heads.items()
+            )
+            matrix = engine.align(attended, len(tokens), n_frames)
+            return probs, matrix / sum(map(len, heads.values()))
 
     def is_observed(self) -> bool:
         """Tell whether forward hooks look into the passes."""

@@ -269,12 +269,13 @@ class Search:
             beams = range(first + (size - 1 if self._begins else 0), first + size)
             candidates = [(total, i, token) for i in beams for total, token in zip(totals[i], tokens[i], strict=False)]
             candidates.sort(key=itemgetter(0), reverse=True)
-            finished: dict[tuple[int, ...], float] = {}
+            finished = decoder.finished_sequences[first // size]
             saved = 0
             for total, index, token in candidates:
                 if token == decoder.eot:
-                    ended = (*self.sequences[index], token)
-                    finished[ended] = total
+                    if len(finished) < decoder.max_candidates:  # else the candidate list is full
+                        ended = (*self.sequences[index], token)
+                        finished[ended] = total
                     continue
                 self._sums[len(sequences)] = total
                 sequences.append([*self.sequences[index], token])
@@ -282,11 +283,6 @@ class Search:
                 saved += 1
                 if saved == size:
                     break
-            previously = decoder.finished_sequences[first // size]
-            for ended in sorted(finished, key=finished.__getitem__, reverse=True):
-                if len(previously) >= decoder.max_candidates:
-                    break  # the candidate list is full
-                previously[ended] = finished[ended]
 
         self.sequences = sequences
         decoder.inference.rearrange_kv_cache(source_indices)
