@@ -17,6 +17,7 @@ import pytest
 STAND_IN = {
     "whisper/__init__.py": """
         from .audio import load_audio, log_mel_spectrogram
+        from .decoding import decode
         from .transcribe import transcribe
         __version__ = "20250625"
         def load_model(name, device=None, download_root=None, in_memory=False):
@@ -27,6 +28,10 @@ STAND_IN = {
             return ["upstream", file, sr]
         def log_mel_spectrogram(audio, n_mels=80, padding=0, device=None):
             return ["upstream", audio, n_mels, padding, device]
+    """,
+    "whisper/decoding.py": """
+        def decode(model, mel, options=None, **kwargs):
+            return ["upstream", mel]
     """,
     "whisper/timing.py": """
         def median_filter(x, filter_width):

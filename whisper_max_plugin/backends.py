@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from importlib import metadata
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 
@@ -105,27 +105,39 @@ def _broken(entry_point: metadata.EntryPoint, problem: str) -> _BrokenPlugin:
 
 def all_backends() -> list[Backend]:
     """Return every registered backend, sorted by name; where two share a name, the first one registered."""
-    manager = plugin_manager()
     found: dict[str, Backend] = {}
-    for plugin_name, plugin in manager.list_name_plugin():
-        if plugin is None:
-            continue
-        others = [other for other in manager.get_plugins() if other is not plugin]
-        for backends in manager.subset_hook_caller("whisper_backends", others)():
-            for backend in backends:
-                name = _normalised(getattr(backend, "name", plugin_name))
-                lacking = [attribute for attribute in _REQUIRED if not hasattr(backend, attribute)]
-                if lacking:
-                    reason = f"the backend of the plugin {plugin_name} lacks {', '.join(lacking)}: update it"
-                    backend = BrokenBackend(name, reason)
-                if name in found:
-                    logger.warning("ignored a second backend named %r, of the plugin %r", name, plugin_name)
-                    continue
-                found[name] = backend
+    for plugin_name, plugin in plugin_manager().list_name_plugin():
+        for name, backend in _backends_of(plugin_name, plugin):
+            if name in found:
+                logger.warning("ignored a second backend named %r, of the plugin %r", name, plugin_name)
+                continue
+            found[name] = backend
     return [found[name] for name in sorted(found)]
 
 
 _REQUIRED = ("name", "version", "devices", "can_run", "load_model")
+
+
+def _backends_of(plugin_name: str, plugin: Any) -> list[tuple[str, Backend]]:
+    """Return the backends of a plugin with their names; one that cannot be used where the plugin's hook fails."""
+    try:
+        return [_checked(backend, plugin_name) for backend in plugin.whisper_backends()]
+    except Exception as error:  # noqa: BLE001 - foreign code, as above
+        problem = f"{type(error).__name__}: {error}"
+        reason = f"whisper_backends() of the plugin {plugin_name} failed ({problem}): update or uninstall it"
+        name = _normalised(plugin_name)
+        return [(name, BrokenBackend(name, reason))]
+
+
+def _checked(backend: Any, plugin_name: str) -> tuple[str, Backend]:
+    """Return a plugin's backend with its name, or one that cannot be used if it lacks a member."""
+    name = _normalised(getattr(backend, "name", plugin_name))
+    lacking = [attribute for attribute in _REQUIRED if not hasattr(backend, attribute)]
+    if lacking:
+        return name, BrokenBackend(
+            name, f"the backend of the plugin {plugin_name} lacks {', '.join(lacking)}: update it"
+        )
+    return name, backend
 
 
 def get(name: str) -> Backend:

@@ -1,4 +1,8 @@
-"""The ``whisper-max`` command: argument parsing and everything it prints; the work is done elsewhere."""
+"""The ``whisper-max`` command: which subcommand runs, and how errors end it; the small ones are here, too.
+
+``doctor``, ``live``, ``ray`` and ``bench`` have a `command.py` each, with their arguments and what they print. A parser
+of a subcommand has `run`, which takes the parsed arguments and returns the exit code.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
 from whisper_max_plugin import precision as precisions
-from whisper_max_plugin.bench import command as bench
+from whisper_max_plugin.bench import command as bench_command
 from whisper_max_plugin.console import aligned, size_of_model
 from whisper_max_plugin.doctor import command as doctor_command
-from whisper_max_plugin.errors import WhisperMaxError
+from whisper_max_plugin.errors import CommandLineError, WhisperMaxError
 from whisper_max_plugin.live import command as live_command
 from whisper_max_plugin.ray import command as ray_command
 
@@ -59,25 +63,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = _parser()
     if arguments[:1] == ["transcribe"]:
         return transcribe(arguments[1:])  # before argparse, which would take upstream's --help for its own
-    options = parser.parse_args(arguments)
-    if options.command == "backends":
-        return backends(as_json=options.json)
-    if options.command == "doctor":
-        return doctor_command.run(options, parser)
-    if options.command == "bench":
-        return bench.run(options, arguments)
-    if options.command == "live":
-        return live_command.run(options)
-    if options.command == "ray":
-        return ray_command.run(options)
-    if options.command == "convert":
-        return convert(options.folder, options.path)
-    if options.device is not None and options.target is not None:
-        parser.error("--target names a GPU of another machine: leave out --device")
-    return warmup(options.model, device=options.device, target=options.target, precision=options.precision)
+    options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    code: int = options.run(options)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,12 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`whisper audio.wav --backend max` is `whisper-max transcribe audio.wav`.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {whisper_max_plugin.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     commands.add_parser("transcribe", help="upstream's whisper command, on MAX", add_help=False)
 
     command = commands.add_parser("backends", help="list the backends and whether they can run here")
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=backends)
 
     doctor_command.add_parser(commands)
 
@@ -102,19 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help="device to compile for; by default the one load_model chooses")
     target = "compile for a GPU of another machine instead, by its architecture: sm_90a is an H100 or H200"
     command.add_argument("--target", metavar="SM", help=target)
-
     precision_help = f"see docs/precision.md; by default {precisions.VARIABLE}, else {precisions.DEFAULT}"
     command.add_argument("--precision", metavar="NAME", help=precision_help)
+    command.set_defaults(run=warmup)
 
     command = commands.add_parser(
         "convert", help="write a checkpoint of Hugging Face as the .pt file that whisper loads"
     )
     command.add_argument("folder", metavar="SRC", help="the folder of config.json and the weights in safetensors")
     command.add_argument("path", metavar="DST.pt", help="the file to write, which must not be there yet")
+    command.set_defaults(run=convert)
 
     live_command.add_parser(commands)
     ray_command.add_parser(commands)
-    bench.add_parser(commands)
+    bench_command.add_parser(commands)
     return parser
 
 
@@ -135,7 +127,7 @@ def transcribe(arguments: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def backends(*, as_json: bool) -> int:
+def backends(options: argparse.Namespace) -> int:
     """Print every registered backend: name, version, devices, and the reason when it cannot run."""
     from whisper_max_plugin.backends import all_backends
 
@@ -151,7 +143,7 @@ def backends(*, as_json: bool) -> int:
                 "reason": None if reason is True else reason,
             }
         )
-    if as_json:
+    if options.json:
         print(json.dumps(rows, indent=2))
         return EXIT_OK
     table = [["NAME", "VERSION", "DEVICES", "USABLE"]]
@@ -162,21 +154,23 @@ def backends(*, as_json: bool) -> int:
     return EXIT_OK
 
 
-def warmup(names: Sequence[str], *, device: str | None, target: str | None = None, precision: str | None = None) -> int:
+def warmup(options: argparse.Namespace) -> int:
     """Compile the graphs of each model, or find them in the cache; one bad name does not stop the others."""
     from whisper_max_plugin.backends import get_usable
 
+    if options.device is not None and options.target is not None:
+        raise CommandLineError("--target names a GPU of another machine: leave out --device")
     get_usable("max")  # before the model's modules are imported, since these need what it looks for
     from whisper_max_plugin import loading, targets
 
-    chosen = precisions.of_command(precision)
+    chosen = precisions.of_command(options.precision)
     code = EXIT_OK
-    for name in names:
+    for name in options.model:
         try:
-            if target is None:
-                result = loading.warmup(name, device=device, precision=chosen)
+            if options.target is None:
+                result = loading.warmup(name, device=options.device, precision=chosen)
             else:
-                result = targets.warmup(name, target, chosen)
+                result = targets.warmup(name, options.target, chosen)
         except WhisperMaxError as error:
             _print_error(error)
             code = EXIT_ERROR
@@ -185,11 +179,12 @@ def warmup(names: Sequence[str], *, device: str | None, target: str | None = Non
     return code
 
 
-def convert(folder: str, path: str) -> int:
-    """Write the checkpoint of Hugging Face in `folder` to `path`, and print what was written."""
+def convert(options: argparse.Namespace) -> int:
+    """Write a checkpoint of Hugging Face as a file for upstream, and print what was written."""
     from whisper_max_plugin.checkpoints.convert import convert as write_converted
 
-    checkpoint = write_converted(folder, path)
+    path: str = options.path
+    checkpoint = write_converted(options.folder, path)
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})
     print(
         f"{path}: {size_of_model(vars(checkpoint.dims))}, {' and '.join(types)}, {os.path.getsize(path) / 1e6:.1f} MB"

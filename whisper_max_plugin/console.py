@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with equal column widths."""
+def aligned(rows: Sequence[Sequence[str]], *, figures: bool = False) -> list[str]:
+    """Return rows of cells as lines with equal column widths; `figures`, behind the first column, to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    padded = [
+        [
+            cell.rjust(width) if figures and column > 0 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
     return ["  ".join(row).rstrip() for row in padded]
 
 
-def size_of_model(dims: Mapping[str, int]) -> str:
-    """Upstream's `ModelDimensions` in words."""
+def layers_of_model(dims: Mapping[str, int]) -> str:
+    """Return the numbers of layers, and their widths, in words; `dims` are upstream's `ModelDimensions`."""
     encoder = f"encoder {dims['n_audio_layer']} x {dims['n_audio_state']}"
-    decoder = f"decoder {dims['n_text_layer']} x {dims['n_text_state']}"
-    return f"{dims['n_mels']} mels, {encoder}, {decoder}, {dims['n_vocab']} tokens"
+    return f"{encoder}, decoder {dims['n_text_layer']} x {dims['n_text_state']}"
+
+
+def size_of_model(dims: Mapping[str, int]) -> str:
+    """Return upstream's `ModelDimensions` in words."""
+    return f"{dims['n_mels']} mels, {layers_of_model(dims)}, {dims['n_vocab']} tokens"

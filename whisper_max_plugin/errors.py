@@ -1,4 +1,7 @@
-"""Every error of this package: each message is one sentence that says what is wrong and what to do."""
+"""The errors that users meet: each message is one sentence that says what is wrong and what to do.
+
+A part that raises errors of its own, such as ``bench``, derives them from `WhisperMaxError` where it needs them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,8 @@ class LiveInputError(WhisperMaxError, RuntimeError):
 
 
 class DeviceError(WhisperMaxError, ValueError):
-    """A device was asked for that graphs do not run on."""
+    """Graphs do not run on a device, or should not: there is none of this name or architecture, MAX cannot compile for
+    it, its memory is full, or what it computes is not what torch computes."""
 
 
 class PrecisionError(WhisperMaxError, ValueError):

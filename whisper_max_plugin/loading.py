@@ -69,9 +69,13 @@ def _path_of(name: str, download_root: str | None) -> str:
     """Return where a model lies that upstream has loaded, as it decides itself."""
     if name not in OFFICIAL_DIMS:
         return name
+    return os.path.join(download_root or download_folder(), os.path.basename(whisper._MODELS[name]))
+
+
+def download_folder() -> str:
+    """Return where upstream looks for official models, and downloads them to, if it is told of no other folder."""
     default = os.path.join(os.path.expanduser("~"), ".cache")
-    folder = download_root or os.path.join(os.getenv("XDG_CACHE_HOME", default), "whisper")
-    return os.path.join(folder, os.path.basename(whisper._MODELS[name]))
+    return os.path.join(os.getenv("XDG_CACHE_HOME", default), "whisper")
 
 
 def load_unaccelerated(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import whisper
 from whisper.decoding import DecodingOptions
 
+from whisper_max_plugin.consumer import Consumer
 from whisper_max_plugin.errors import OptionError
 from whisper_max_plugin.execution.session import refuse_after_fork
 from whisper_max_plugin.inference.lockstep import Cancelled, Lockstep
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from whisper.model import Whisper
 
     Audio = str | np.ndarray | torch.Tensor
+
+POLL = 0.5  # seconds between two looks whether anybody still asks
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ def transcribe_many(
     audios: Iterable[Audio],
     batch_size: int,
     options: dict[str, Any],
-    transcribe: Callable[..., dict[str, Any]] = whisper.transcribe,
+    transcribe: Callable[..., dict[str, Any]] | None = None,
 ) -> Iterator[Transcription]:
-    """Do what `whisper_max_plugin.transcribe_many` says; `transcribe` is called for each recording."""
+    """Do what `whisper_max_plugin.transcribe_many` says; `transcribe`, or upstream's, is called for each recording."""
     refuse_after_fork()
     if not isinstance(model, MaxWhisper):
         raise OptionError('transcribe_many is for models on MAX: load it with whisper.load_model(..., backend="max")')
@@ -67,8 +70,7 @@ def transcribe_many(
     known = {*inspect.signature(whisper.transcribe).parameters, *(field.name for field in fields(DecodingOptions))}
     if unknown := sorted(options.keys() - known):
         raise OptionError(f"whisper.transcribe has no option {', '.join(unknown)}: see help(whisper.transcribe)")
-    work = _Work(model, enumerate(audios), transcribe, options)
-    return work.run(batch_size)
+    return _Work(model, enumerate(audios), transcribe or whisper.transcribe, options, batch_size).run()
 
 
 class _Work:
@@ -80,30 +82,40 @@ class _Work:
         audios: Iterator[tuple[int, Audio]],
         transcribe: Callable[..., dict[str, Any]],
         options: dict[str, Any],
+        n_threads: int,
     ) -> None:
         self._model = model
         self._audios = audios
         self._transcribe = transcribe
         self._options = options
+        self._n_threads = n_threads
         self._lockstep = Lockstep(model.decoder.runtime)
         self._turn = threading.Lock()  # to ask for the next recording
+        # for those that are worked on, and as many results that nobody has claimed
+        self._room = threading.Semaphore(2 * n_threads)
+        self._consumer = Consumer()
         self._finished: queue.SimpleQueue[Transcription | BaseException | None] = queue.SimpleQueue()
 
-    def run(self, n_threads: int) -> Iterator[Transcription]:
+    def run(self) -> Iterator[Transcription]:
         """Yield the recordings as they are finished."""
-        threads = [threading.Thread(target=self._work, name=f"transcribe_many {i}") for i in range(n_threads)]
-        n_running = len(threads)
+        workers = [threading.Thread(target=self._work, name=f"transcribe_many {i}") for i in range(self._n_threads)]
+        threads = [*workers, threading.Thread(target=self._watch, args=(workers,), name="transcribe_many watch")]
+        n_running = len(workers)
         with alignments_in_turn(), self._ended(threads):
             for thread in threads:
                 thread.start()
             while n_running > 0:
+                self._consumer.asks()
                 finished = self._finished.get()
                 if isinstance(finished, Transcription):
+                    self._room.release()
                     yield finished
                 elif finished is None:
                     n_running -= 1
                 else:
                     raise finished
+            if self._lockstep.cancelled:
+                raise Cancelled  # results are missing: to a daemon of a program that ends, this is not their end
 
     @contextmanager
     def _ended(self, threads: list[threading.Thread]) -> Iterator[None]:
@@ -111,10 +123,22 @@ class _Work:
         try:
             yield
         finally:
-            self._lockstep.cancel()
+            self._cancel()
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
+
+    def _cancel(self) -> None:
+        self._lockstep.cancel()
+        self._room.release(self._n_threads)  # wakes those that wait for it
+
+    def _watch(self, workers: list[threading.Thread]) -> None:
+        """Cancel the work when the program ends that asked for it, and keeps the iterator."""
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(POLL)
+                if self._consumer.is_gone:
+                    self._cancel()
 
     def _work(self) -> None:
         try:
@@ -129,6 +153,7 @@ class _Work:
             self._finished.put(None)
 
     def _next(self) -> tuple[int, Audio] | None:
+        self._room.acquire()
         with self._turn:
             return None if self._lockstep.cancelled else next(self._audios, None)
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin.errors import UnsupportedWhisperError
@@ -15,6 +16,17 @@ from whisper_max_plugin.errors import UnsupportedWhisperError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A function of whisper that is replaced, and by what."""
+
+    name: str
+    modules: tuple[str, ...]  # that have the function by this name; the first one defines it
+    parameters: list[str]  # that it has to take
+    make: Callable[[Callable[..., Any]], Callable[..., Any]]  # what is put in its place, of the function
+
 
 originals: dict[Callable[..., Any], Callable[..., Any]] = {}
 """Each replacement, and the function in whose place it is."""

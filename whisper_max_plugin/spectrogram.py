@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 import whisper.audio
 from torch import Tensor
-from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
+from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 
 from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
     from whisper_max_plugin.inference.runtime import Runtime
 
-LONG = 16000 * 300  # samples; below, upstream's own function needs little
+LONG = 300 * SAMPLE_RATE  # samples; below, upstream's own function needs little
 CHUNK = 3000  # frames at most: 30 s
 NO_RECORDING = "the spectrogram of anything but one recording of float32 numbers in the host's memory"
 
@@ -52,26 +52,23 @@ def log_mel_spectrogram(
         upstream's own
     """
     loaded = whisper.audio.load_audio(audio) if isinstance(audio, str) else audio
-    samples = _recording(loaded) if device is None else None
-    if runtime is not None and samples is not None and n_mels == runtime.dims.n_mels:
+    samples = torch.from_numpy(loaded) if isinstance(loaded, np.ndarray) else loaded
+    if not isinstance(samples, Tensor) or samples.dtype != torch.float32:
+        return original(loaded, n_mels, padding, device)  # its error
+    is_recording = device is None and _is_recording(samples)
+    if runtime is not None and is_recording and n_mels == runtime.dims.n_mels:
         if samples.shape[0] + padding > N_FFT // 2 and (mel := runtime.engine().log_mel(samples, padding)) is not None:
             return mel
         return original(loaded, n_mels, padding, device)  # its error, or NaN, of which the encoder tells
-    if samples is not None and samples.shape[0] > LONG:
-        mel = _of_long_audio(samples, n_mels, padding)
-    else:
-        mel = original(loaded, n_mels, padding, device)
     if runtime is not None:
         REPORT.fallback(NO_RECORDING)
-    return mel
+    if is_recording and samples.shape[0] > LONG:
+        return _of_long_audio(samples, n_mels, padding)
+    return original(loaded, n_mels, padding, device)
 
 
-def _recording(audio: npt.NDArray[np.float32] | Tensor) -> Tensor | None:
-    """Return the samples if they are one recording on the host, of float32; otherwise None."""
-    samples = torch.from_numpy(audio) if isinstance(audio, np.ndarray) else audio
-    if not isinstance(samples, Tensor) or samples.dtype != torch.float32 or samples.requires_grad:
-        return None
-    return samples if samples.ndim == 1 and samples.device.type == "cpu" else None
+def _is_recording(samples: Tensor) -> bool:
+    return samples.ndim == 1 and samples.device.type == "cpu" and not samples.requires_grad
 
 
 def _of_long_audio(samples: Tensor, n_mels: int, padding: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import whisper
 
+from whisper_max_plugin.consumer import Consumer
 from whisper_max_plugin.windows import Window, observed
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ class TranscriptionStream(Iterator[dict[str, Any]]):
         self._n_told = 0
         self._ended = False
         self._stop = threading.Event()
+        self._consumer = Consumer()
         context = contextvars.copy_context()
-        arguments = (_work, transcribe, self._news, self._stop)  # not self: what nobody holds any more is to stop
+        # not self: what nobody holds any more is to stop
+        arguments = (_work, transcribe, self._news, self._stop, self._consumer)
         self._thread = threading.Thread(target=context.run, args=arguments, name="whisper-max-stream")
         weakref.finalize(self, self._stop.set)
 
@@ -76,6 +79,7 @@ class TranscriptionStream(Iterator[dict[str, Any]]):
         Exception
             whatever `transcribe()` raised; the stream has ended then
         """
+        self._consumer.asks()
         while not self._segments:
             if self._ended:
                 raise StopIteration
@@ -125,11 +129,13 @@ def transcribe_stream(model: Whisper, audio: Any, **options: Any) -> Transcripti
 
 
 def _work(
-    transcribe: Callable[[], dict[str, Any]], news: SimpleQueue[Window | _Returned | _Raised], stop: threading.Event
+    transcribe: Callable[[], dict[str, Any]],
+    news: SimpleQueue[Window | _Returned | _Raised],
+    stop: threading.Event,
+    consumer: Consumer,
 ) -> None:
     def tell(window: Window) -> None:
-        # The interpreter waits for this thread before it exits.
-        if stop.is_set() or not threading.main_thread().is_alive():
+        if stop.is_set() or consumer.is_gone:
             raise _Stopped
         news.put(window)
 

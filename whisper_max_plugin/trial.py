@@ -19,7 +19,7 @@ from whisper_max_plugin.graphs import Types
 
 logger = logging.getLogger(__name__)
 
-MODULE = "whisper_max_plugin.doctor.trial"  # what the process runs, with the arguments of `run`
+MODULE = "whisper_max_plugin.doctor.trial_process"  # what the process runs, with the arguments of `run`
 PATIENCE = 600  # seconds, of which loading and torch's part of a large model take most
 
 

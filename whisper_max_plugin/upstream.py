@@ -1,4 +1,4 @@
-"""The only file that patches whisper: `load_model`, audio without ffmpeg, long spectrograms, words' times.
+"""The only file that patches whisper: `load_model`, audio without ffmpeg, spectrograms, `decode`, words' times.
 
 For as long as somebody watches or our command's options need it, also what cuts windows out, and `transcribe` as
 upstream's command calls it.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_max_plugin import choices, import_hook, patches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from types import FrameType, ModuleType
 
@@ -31,17 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATCHED = (
-    ("whisper", "load_model"),
-    ("whisper", "load_audio"),
-    ("whisper.audio", "load_audio"),
-    ("whisper", "log_mel_spectrogram"),
-    ("whisper.audio", "log_mel_spectrogram"),
-    ("whisper.transcribe", "log_mel_spectrogram"),
-    ("whisper.timing", "find_alignment"),
-    ("whisper.timing", "median_filter"),
-)
-SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
 ADDED_PARAMETERS = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")
     for name in ("backend", "precision")
@@ -92,10 +81,11 @@ def deactivate() -> None:
     """Undo `activate`; below somebody's later patch of whisper our function stays, and passes through."""
     global _active
     _active = False
-    choices.installed.backend = choices.installed.precision = None
+    for choice in (choices.installed, choices.command_line):
+        choice.backend = choice.precision = None
     import_hook.forget("whisper", _patch_whisper)
     restore_transcribe_of_the_command()
-    for module_name, attribute in PATCHED:
+    for module_name, attribute in _patched():
         patches.restore(module_name, attribute)
 
 
@@ -113,25 +103,23 @@ def current_backend(keyword: str | None = None) -> str:
     return backends.resolve(keyword, command_line=choices.command_line.backend, installed=choices.installed.backend)
 
 
-def _patch_whisper(whisper: ModuleType) -> None:
+def _patch_whisper(_whisper: ModuleType) -> None:
     # By its name: an attribute of the package may be a function of the same name, as `whisper.transcribe` is.
-    audio, timing = importlib.import_module("whisper.audio"), importlib.import_module("whisper.timing")
-    patches.check(whisper, "load_model", ["name", "device", "download_root", "in_memory"])
-    patches.check(audio, "load_audio", ["file", "sr"])
-    patches.check(audio, "log_mel_spectrogram", ["audio", "n_mels", "padding"])
-    patches.check(timing, "median_filter", ["x", "filter_width"])
-    patches.replace(whisper, "load_model", _make_load_model)
-    for module in (whisper, audio):
-        patches.replace(module, "load_audio", _make_load_audio)
-    for module in (whisper, audio, importlib.import_module("whisper.transcribe")):
-        patches.replace(module, "log_mel_spectrogram", _make_log_mel_spectrogram)
-    patches.replace(timing, "find_alignment", _make_find_alignment)
-    patches.replace(timing, "median_filter", _make_median_filter)
+    for patch in PATCHES:
+        patches.check(importlib.import_module(patch.modules[0]), patch.name, patch.parameters)
+    for patch in PATCHES:
+        for module_name in patch.modules:
+            patches.replace(importlib.import_module(module_name), patch.name, patch.make)
+
+
+def _patched() -> Iterator[tuple[str, str]]:
+    """Yield the module and the name of everything that is patched."""
+    return ((module_name, patch.name) for patch in PATCHES for module_name in patch.modules)
 
 
 def _patch_again() -> None:
     # Somebody's temporary patch, unittest.mock's for one, may have put upstream's function back over ours.
-    for module_name, attribute in PATCHED:
+    for module_name, attribute in _patched():
         current = getattr(sys.modules.get(module_name), attribute, None)
         for replacement, original in patches.originals.items():
             if current is original:
@@ -180,16 +168,14 @@ def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]
 
 
 @functools.cache
-def _make_load_audio(
-    original: Callable[[str, int], npt.NDArray[np.float32]],
-) -> Callable[[str, int], npt.NDArray[np.float32]]:
+def _make_load_audio(original: Callable[..., npt.NDArray[np.float32]]) -> Callable[..., npt.NDArray[np.float32]]:
     @functools.wraps(original)
-    def load_audio(file: str, sr: int = SAMPLE_RATE) -> npt.NDArray[np.float32]:
+    def load_audio(*arguments: Any, **options: Any) -> npt.NDArray[np.float32]:
         if not _active or shutil.which("ffmpeg") is not None:
-            return original(file, sr)
+            return original(*arguments, **options)
         from whisper_max_plugin import audio
 
-        return audio.load_audio(file, sr)
+        return audio.load_audio(*arguments, **options)
 
     return load_audio
 
@@ -209,8 +195,10 @@ def _make_log_mel_spectrogram(original: Callable[..., torch.Tensor]) -> Callable
 
 
 def _runtime_of_transcribe(frame: FrameType) -> Runtime | None:
-    # `transcribe(model, …)` is the only caller that says for which model the spectrogram is.
-    return spectrogram_runtime(frame.f_locals.get("model")) if frame.f_code.co_name == "transcribe" else None
+    # Upstream's `transcribe(model, …)` is the only caller that says for which model the spectrogram is. By its file,
+    # which it has as `__main__` too: `python -m whisper.transcribe`.
+    file = getattr(sys.modules.get("whisper.transcribe"), "__file__", None)
+    return spectrogram_runtime(frame.f_locals.get("model")) if frame.f_code.co_filename == file else None
 
 
 def spectrogram_runtime(model: Any) -> Runtime | None:
@@ -219,7 +207,23 @@ def spectrogram_runtime(model: Any) -> Runtime | None:
 
 
 def _runtime_of(model: Any) -> Runtime | None:
-    return getattr(getattr(model, "decoder", None), "runtime", None)
+    runtime = getattr(getattr(model, "decoder", None), "runtime", None)  # a model of others may have something there
+    module = sys.modules.get("whisper_max_plugin.inference.runtime")  # which whoever made a model on graphs imported
+    return runtime if module is not None and isinstance(runtime, module.Runtime) else None
+
+
+@functools.cache
+def _make_decode(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def decode(model: Whisper, *arguments: Any, **options: Any) -> Any:
+        if not _active or _runtime_of(model) is None:
+            return original(model, *arguments, **options)
+        from whisper_max_plugin.inference import decoding
+
+        # Not `model.decode`: upstream's function does not ask the model either, and a method may call this function.
+        return decoding.decode(model, *arguments, **options)
+
+    return decode
 
 
 @functools.cache
@@ -235,7 +239,7 @@ def _make_median_filter(original: Callable[..., torch.Tensor]) -> Callable[..., 
     return median_filter
 
 
-_alignment = threading.RLock()
+_one_alignment_at_a_time = threading.RLock()
 
 
 @functools.cache
@@ -244,7 +248,7 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
     # other threads have to wait.
     @functools.wraps(original)
     def in_turn(*arguments: Any, **options: Any) -> Any:
-        with _alignment:
+        with _one_alignment_at_a_time:
             return original(*arguments, **options)
 
     @functools.wraps(original)
@@ -258,6 +262,26 @@ def _make_find_alignment(original: Callable[..., Any]) -> Callable[..., Any]:
             return alignment.find_alignment(in_turn, model, *arguments, **options)
 
     return find_alignment
+
+
+PATCHES = (
+    patches.Patch("load_model", ("whisper",), ["name", "device", "download_root", "in_memory"], _make_load_model),
+    patches.Patch("load_audio", ("whisper.audio", "whisper"), ["file", "sr"], _make_load_audio),
+    patches.Patch(
+        "log_mel_spectrogram",
+        ("whisper.audio", "whisper", "whisper.transcribe"),
+        ["audio", "n_mels", "padding"],
+        _make_log_mel_spectrogram,
+    ),
+    patches.Patch("decode", ("whisper.decoding", "whisper"), ["model", "mel", "options"], _make_decode),
+    patches.Patch(
+        "find_alignment",
+        ("whisper.timing",),
+        ["model", "tokenizer", "text_tokens", "mel", "num_frames"],
+        _make_find_alignment,
+    ),
+    patches.Patch("median_filter", ("whisper.timing",), ["x", "filter_width"], _make_median_filter),
+)
 
 
 def alignments_in_turn() -> AbstractContextManager[None]:

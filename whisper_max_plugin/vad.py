@@ -17,6 +17,7 @@ from whisper.tokenizer import LANGUAGES
 
 from whisper_max_plugin import silero, upstream
 from whisper_max_plugin.errors import PackageError, VoiceActivityError
+from whisper_max_plugin.half import takes_half
 from whisper_max_plugin.silero import CHUNK
 from whisper_max_plugin.spectrogram import log_mel_spectrogram
 
@@ -162,7 +163,7 @@ def _language(model: Whisper, samples: Tensor, clips: list[float], *, half: bool
     runtime = upstream.spectrogram_runtime(model)
     mel = log_mel_spectrogram(whisper.log_mel_spectrogram, runtime, samples, model.dims.n_mels, padding=N_SAMPLES)
     window = whisper.pad_or_trim(mel[:, begin : min(end, begin + N_FRAMES)], N_FRAMES).to(model.device)
-    if half and model.device.type != "cpu":
+    if half and takes_half(model):
         window = window.half()
     _, probabilities = model.detect_language(window)
     return max(probabilities, key=probabilities.get)

@@ -1,7 +1,7 @@
 """The options of `whisper … --backend max` that upstream's command lacks: they change how a file is transcribed.
 
-Each option is one `Option` below. Upstream's `cli()` never sees it, and calls a `transcribe` for each file that the
-given options have wrapped, the first of the list innermost.
+Each option is one `Option` below. Upstream's `cli()` never sees it, and calls for each file what the given options
+make of `transcribe`, one after the other in the order of the list.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin import choices, precision, upstream
 from whisper_max_plugin.errors import CommandLineError
 
-BACKEND = "max"  # what the options go with
+if TYPE_CHECKING:
+    from whisper_max_plugin.together import Transcribe
 
-Transcribe = Callable[..., dict[str, Any]]
+BACKEND = "max"  # what the options go with
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the command, and what it does to upstream's `transcribe`."""
+    """An option of the command, and what it changes."""
 
     name: str  # its destination: "progress" is `--progress`
     settings: dict[str, Any]  # further arguments of `ArgumentParser.add_argument`
-    wrap: Callable[[Transcribe, Any, argparse.Namespace], Transcribe]
-    """Called once with what to call for a file, the option's value, and the command's other arguments, which are to
-    be read now: upstream's `cli()` takes them apart. A WhisperMaxError ends the command with one line and status 2."""
+    apply: Callable[[Transcribe, Any, argparse.Namespace], Transcribe]
+    """Called once, before upstream's `cli()` loads the model, with what is called for a file so far, the option's
+    value, and the command's other arguments, which are to be read now, as `cli()` takes them apart. Returns what is to
+    be called for a file: a wrapper, or the same. A WhisperMaxError ends the command with one line and status 2."""
     instead_of: tuple[str, ...] = ()  # options whose part this one takes over
 
     @property
@@ -48,9 +50,9 @@ def _show_progress(transcribe: Transcribe, _given: bool, _arguments: argparse.Na
     return progress.with_bar(transcribe)
 
 
-def _compute_with(transcribe: Transcribe, name: str, _arguments: argparse.Namespace) -> Transcribe:
-    choices.command_line.precision = precision.checked(name)  # for `load_model`, which upstream's `cli()` calls next
-    return transcribe
+def _load_with_precision(transcribe: Transcribe, name: str, _arguments: argparse.Namespace) -> Transcribe:
+    choices.command_line.precision = precision.checked(name)
+    return transcribe  # files are transcribed as ever, by another model
 
 
 def _together(transcribe: Transcribe, batch_size: int, arguments: argparse.Namespace) -> Transcribe:
@@ -68,7 +70,7 @@ OPTIONS = (
             "help": f"what weights are rounded to: {', '.join(precision.PRECISIONS)} "
             f"(default: {precision.VARIABLE}, else {precision.DEFAULT}, which rounds nothing)",
         },
-        _compute_with,
+        _load_with_precision,
     ),
     Option(
         "vad",
@@ -135,7 +137,7 @@ def apply_options(given: Sequence[tuple[Option, Any]], backend: str, arguments: 
         for option, value in given:
             if option.name in taken_over:
                 continue
-            transcribe = option.wrap(transcribe, value, arguments)
+            transcribe = option.apply(transcribe, value, arguments)
         return transcribe
 
     upstream.replace_transcribe_of_the_command(wrap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import runpy
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 from whisper.audio import N_SAMPLES, SAMPLE_RATE
 
 import whisper_max_plugin
+from whisper_max_plugin.errors import FallbackError
 from whisper_max_plugin.execution.engine import Engine
+from whisper_max_plugin.spectrogram import log_mel_spectrogram
 
 from ..compare import assert_same_result, skip_unless_upstream_knows
 from ..conftest import Pair
@@ -77,6 +80,37 @@ def test_callers_of_the_function_get_upstreams(nano: Pair, given_to: list[str]) 
 
 
 @pytest.mark.usefixtures("installed")
+def test_a_function_of_somebodys_own_that_is_named_transcribe_gets_upstreams(nano: Pair, given_to: list[str]) -> None:
+    def transcribe(model: whisper.Whisper, audio: Tensor) -> Tensor:
+        return whisper.log_mel_spectrogram(audio, model.dims.n_mels)
+
+    samples = torch.from_numpy(whisper.load_audio(str(SAMPLE)))
+    for audio in (samples, torch.stack([samples, -samples])):  # a batch is no fallback either: no graph was asked for
+        assert torch.equal(transcribe(nano.max, audio), upstreams(audio))
+    assert given_to == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_transcribe_of_the_module_that_python_runs_gets_it(nano: Pair, given_to: list[str]) -> None:
+    """`python -m whisper.transcribe` executes the module a second time, under the name `__main__`."""
+    again = runpy.run_module("whisper.transcribe", run_name="no __main__, which would start the command")
+    transcribe = again["transcribe"]
+    assert transcribe is not whisper.transcribe
+    transcribe(nano.max, str(SAMPLE), language="en", fp16=False)
+    assert given_to == ["graph"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_model_of_torch_may_have_a_runtime_of_its_own(
+    nano: Pair, given_to: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nano.torch.decoder, "runtime", "somebody's", raising=False)
+    nothing = np.zeros(0, np.float32)
+    assert whisper.transcribe(nano.torch, nothing, language="en", fp16=False)["segments"] == []
+    assert given_to == []
+
+
+@pytest.mark.usefixtures("installed")
 def test_somebodys_patch_over_it(nano: Pair, given_to: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """From where it lies nobody sees `transcribe()`, and the spectrogram is upstream's."""
     ours = inspect.getmodule(whisper.transcribe).log_mel_spectrogram  # type: ignore[union-attr]
@@ -104,6 +138,20 @@ def test_what_is_no_recording_of_float32_is_left_to_upstream_and_counted(nano: P
     with pytest.raises(RuntimeError) as theirs:
         whisper.transcribe(nano.torch, samples.detach().double())
     assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.usefixtures("installed")
+def test_where_a_fallback_is_an_error_upstream_computes_nothing(
+    nano: Pair, given_to: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(*_: object, **__: object) -> Tensor:
+        raise AssertionError("upstream's function was called")
+
+    monkeypatch.setenv("WHISPER_MAX_STRICT", "1")
+    runtime = nano.max.decoder.runtime
+    with pytest.raises(FallbackError):
+        log_mel_spectrogram(compute, runtime, torch.randn(2, SAMPLE_RATE))
+    assert given_to == []
 
 
 @pytest.mark.usefixtures("installed")

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
 import whisper_max_plugin
+from whisper_max_plugin import vad
+from whisper_max_plugin.cli import main
 from whisper_max_plugin.doctor import comparison, parity_checks
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
+from whisper_max_plugin.live.transcription import LiveTranscription
+from whisper_max_plugin.ray.worker import Transcriber
 
+from ..compare import skip_unless_upstream_knows
 from ..conftest import Pair
-from ..data import SAMPLE
+from ..data import NANO, SAMPLE, SAMPLE_DE
 from ..seam.fixtures import TOKENS, mel, mels, no_grad
+from ..voice_activity.fixtures import needs_silero
 from .fixtures import HALF, upstreams_nano
 
 __all__ = ["mel", "mels", "no_grad"]  # fixtures, found by name
@@ -87,6 +97,43 @@ def test_the_device_is_the_cpu_for_tensors_and_not_for_upstreams_comparison(half
     assert torch.zeros(1).to(half.device).device == torch.zeros(1).device
     assert copy.deepcopy(half).device == half.device
     assert nano.max.device == torch.device("cpu")
+
+
+# What is not upstream's own and says `fp16` to it, or makes windows
+
+
+def hear_live(model: MaxWhisper, _folder: Path) -> None:
+    live = LiveTranscription(model, language="en")
+    live.feed(whisper.load_audio(str(SAMPLE))[:32000])
+    live.finish()
+
+
+def run_live(_model: MaxWhisper, folder: Path) -> None:
+    (folder / "noise.raw").write_bytes(np.random.default_rng(0).bytes(32000))
+    assert main(["live", str(NANO), "--language", "en", "--input", str(folder / "noise.raw")]) == 0
+
+
+def run_in_ray(_model: MaxWhisper, _folder: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed, the extra ray")
+    Transcriber(str(NANO), options={"temperature": 0.0})({"path": np.array([str(SAMPLE)], dtype=object)})
+
+
+def hear_speech_only(model: MaxWhisper, _folder: Path) -> None:
+    skip_unless_upstream_knows({"clip_timestamps": "0"})
+    vad.only_speech(whisper.transcribe)(model, str(SAMPLE_DE), temperature=0.0)
+
+
+@pytest.mark.parametrize("use", [hear_live, run_live, run_in_ray, pytest.param(hear_speech_only, marks=needs_silero)])
+def test_ours_ask_for_half_width_as_upstream_does(
+    use: Callable[[MaxWhisper, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or other graphs are compiled than those that the model was loaded with."""
+    model = accelerate(upstreams_nano(), HALF)
+    monkeypatch.setattr(whisper, "load_model", lambda *_arguments, **_options: model)
+    monkeypatch.setattr(whisper_max_plugin, "install", lambda: None)
+    monkeypatch.setattr("whisper_max_plugin.live.sources.QUIET", 0.1)
+    use(model, tmp_path)
+    assert list(model.decoder.runtime._engines) == ["float16"]
 
 
 def test_entries_of_a_cache_of_half_width_are_float32_to_callers(half: MaxWhisper, nano: Pair, mel: Tensor) -> None:

@@ -173,7 +173,5 @@ def test_without_a_gpu_the_option_for_another_machines_is_named(monkeypatch: pyt
 
 
 def test_a_device_and_another_machines_gpu_are_not_for_one_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_status:
-        cli.main(["warmup", "tiny", "--device", "cuda", "--target", "sm_90a"])
-    assert exit_status.value.code == 2
+    assert cli.main(["warmup", "tiny", "--device", "cuda", "--target", "sm_90a"]) == 2
     assert "leave out --device" in capsys.readouterr().err

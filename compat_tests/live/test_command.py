@@ -6,9 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import whisper
@@ -124,11 +127,28 @@ def test_what_is_refused_is_one_line(refused, tmp_path: Path, monkeypatch: pytes
     assert refused(nano, "--input", "empty.raw", "--language", "xx").startswith("--language xx: whisper has no such")
     assert refused("nope.pt", "--input", "empty.raw").startswith("no model 'nope.pt': give the path of a checkpoint")
     assert refused(nano, "--input", "empty.raw", "--min_chunk", "9") == (
-        "--min_chunk is 9: give seconds above 0 and up to 5"
+        "--min_chunk 9: give seconds above 0 and up to 5"
     )
     assert "xpu" in refused(nano, "--input", "empty.raw", "--device", "xpu")
     Path("song.flac").write_bytes(SAMPLE.read_bytes()[:100])
     assert refused(nano, "--input", "song.flac").startswith("song.flac is neither WAV nor raw PCM: ffmpeg -i")
+
+
+def test_what_came_before_an_error_is_printed_in_front_of_it(
+    pcm: bytes, sentences: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blocks(_stop: threading.Event) -> Iterator[np.ndarray]:
+        yield np.frombuffer(pcm, np.int16).astype(np.float32) / 32768
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("whisper_max_plugin.live.sources.open_input", lambda _name: blocks)
+    assert main(["live", str(NANO), "--language", "en"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == sentences
+    assert captured.err.splitlines()[-1] == (
+        "whisper-max: error: the input cannot be read any more: Input/output error"
+    )
+    whisper_max_plugin.uninstall()
 
 
 def test_languages_are_taken_by_name_too(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:

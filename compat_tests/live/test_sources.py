@@ -236,3 +236,25 @@ def test_an_input_that_fails_is_one_sentence() -> None:
 
     with pytest.raises(LiveInputError, match="the input cannot be read any more: Input/output error"):
         list(Recorder(blocks))
+
+
+def test_what_came_together_with_an_error_comes_before_it() -> None:
+    more = threading.Event()
+
+    def blocks(_stop: threading.Event) -> Iterator[np.ndarray]:
+        yield SAMPLES[:1600]
+        more.wait(10)
+        yield SAMPLES[1600:]
+        raise OSError(5, "Input/output error")
+
+    recorder, got = Recorder(blocks), []
+
+    def hear() -> None:
+        for samples in recorder:
+            got.append(samples)
+            more.set()
+            recorder.close()  # waits for the thread that reads
+
+    with pytest.raises(LiveInputError):
+        hear()
+    assert np.array_equal(np.concatenate(got), SAMPLES)

@@ -218,6 +218,25 @@ def test_a_backend_that_lacks_a_method_is_an_unusable_backend(register):
     assert backends.get("half").can_run() == reason
 
 
+@pytest.mark.parametrize(
+    ("hook", "problem"),
+    [
+        ("raise OSError('no such chip')", "OSError: no such chip"),
+        ("return None", "TypeError: 'NoneType' object is not iterable"),
+        ("yield 1 / 0", "ZeroDivisionError: division by zero"),
+        ("return [type('Nameless', (), {'name': 7})]", "AttributeError: 'int' object has no attribute 'strip'"),
+    ],
+)
+def test_a_hook_that_fails_is_an_unusable_backend_of_the_plugins_name(install_plugin, hook, problem):
+    install_plugin(
+        f"from whisper_max_plugin.hookspecs import hookimpl\n@hookimpl\ndef whisper_backends():\n    {hook}\n"
+    )
+    assert [backend.name for backend in backends.all_backends()] == ["echo", "max", "torch"]
+    reason = f"whisper_backends() of the plugin echo failed ({problem}): update or uninstall it"
+    assert backends.get("echo").can_run() == reason
+    assert isinstance(backends.get("max"), max_backend.MaxBackend)
+
+
 def test_every_hook_is_documented():
     hooks = [getattr(hookspecs, name) for name in dir(hookspecs)]
     specifications = [hook for hook in hooks if hasattr(hook, f"{hookspecs.PROJECT}_spec")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import gzip
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import whisper
+import whisper.decoding
 import whisper.model
 from torch import Tensor
 from whisper.decoding import DecodingOptions, DecodingTask
@@ -127,6 +129,42 @@ def test_the_same_window_is_encoded_once_and_a_changed_one_again(nano: Pair, mel
 
 # decode() below and beside the method
 
+DECODE_FUNCTIONS = pytest.mark.parametrize("module", [whisper, whisper.decoding], ids=lambda module: module.__name__)
+
+
+def searches_of(decode: Callable[[], object]) -> int:
+    """Return how often the graph of the search ran, which upstream's own loop never asks for."""
+    before = graph_runs("search")
+    decode()
+    return graph_runs("search") - before
+
+
+@pytest.mark.usefixtures("installed")
+@DECODE_FUNCTIONS
+def test_the_function_searches_on_graphs_as_the_method_does(nano: Pair, mel: Tensor, module: Any) -> None:
+    options = DecodingOptions(fp16=False, language="en")
+    assert searches_of(lambda: module.decode(nano.max, mel[0], options, sample_len=12)) == 1
+    assert searches_of(lambda: module.decode(model=nano.max, mel=mel, options=options)) == 1
+    assert_same_decoding(module.decode(nano.max, mel[0], options), nano.torch.decode(mel[0], options))
+
+
+@DECODE_FUNCTIONS
+def test_without_the_plugin_the_function_is_upstreams(nano: Pair, mel: Tensor, module: Any) -> None:
+    whisper_max_plugin.install()
+    ours = module.decode
+    whisper_max_plugin.uninstall()
+    assert module.decode is not ours
+    assert searches_of(lambda: ours(nano.max, mel[0], fp16=False, language="en")) == 0
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_method_that_calls_the_function_does_not_come_back_to_itself(
+    nano: Pair, mel: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with upstream, the function computes, whatever the method is."""
+    monkeypatch.setattr(nano.max, "decode", lambda mel: [whisper.decode(nano.max, mel, fp16=False)], raising=False)
+    assert searches_of(lambda: nano.max.decode(mel[0])) == 1
+
 
 @pytest.mark.parametrize("options", DECODINGS, ids=str)
 def test_upstreams_function_and_task_run_the_model(nano: Pair, mel: Tensor, options: dict[str, Any]) -> None:
@@ -137,11 +175,12 @@ def test_upstreams_function_and_task_run_the_model(nano: Pair, mel: Tensor, opti
         return decode()
 
     expected = seeded(lambda: nano.torch.decode(mel[0], **options))
-    assert_same_decoding(seeded(lambda: whisper.decode(nano.max, mel[0], **options)), expected)
+    upstreams = inspect.unwrap(whisper.decode)
+    assert_same_decoding(seeded(lambda: upstreams(nano.max, mel[0], **options)), expected)
     task = DecodingTask(nano.max, DecodingOptions(**options))
     assert_same_decoding(seeded(lambda: task.run(mel))[0], expected)
     assert_same_decoding(seeded(lambda: nano.max.decode(mel, DecodingOptions(**options)))[0], expected)
-    assert_same_decoding(seeded(lambda: whisper.decoding.decode(nano.max, mel[0], **options)), expected)
+    assert_same_decoding(seeded(lambda: whisper.decode(nano.max, mel[0], **options)), expected)
 
 
 # Other dtypes

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 import whisper_max_plugin
-from whisper_max_plugin import errors, upstream
+from whisper_max_plugin import choices, errors, upstream
 
 from ..stand_in import folder, printed, python
 from .activation_fixtures import echo, switched_off, whisper
@@ -69,6 +69,15 @@ def test_install_takes_max_by_default_and_another_name_replaces_it(whisper, echo
     assert upstream.current_backend() == "max"
     whisper_max_plugin.install(backend=" Echo")
     assert upstream.current_backend() == "echo"
+
+
+def test_uninstall_forgets_what_the_command_line_of_an_earlier_whisper_asked_for(whisper, echo):
+    whisper_max_plugin.install()
+    choices.command_line.backend, choices.command_line.precision = "torch", "int8"  # as `whisper --backend torch` does
+    whisper_max_plugin.uninstall()
+    whisper_max_plugin.install("echo")
+    assert upstream.current_backend() == "echo"
+    assert choices.command_line.precision is None
 
 
 def test_install_refuses_an_unknown_name_and_stays_off(whisper):

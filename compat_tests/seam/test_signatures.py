@@ -63,13 +63,15 @@ def replaced_by_install() -> dict[tuple[str, str], tuple[Any, Any]]:
     return {place: (before[place], value) for place, value in after.items() if value is not before[place]}
 
 
-def test_install_replaces_five_functions_and_nothing_else(switched_off: None) -> None:
+def test_install_replaces_six_functions_and_nothing_else(switched_off: None) -> None:
     assert sorted(replaced_by_install()) == [
+        ("whisper", "decode"),
         ("whisper", "load_audio"),
         ("whisper", "load_model"),
         ("whisper", "log_mel_spectrogram"),
         ("whisper.audio", "load_audio"),
         ("whisper.audio", "log_mel_spectrogram"),
+        ("whisper.decoding", "decode"),
         ("whisper.timing", "find_alignment"),
         ("whisper.timing", "median_filter"),
         ("whisper.transcribe", "log_mel_spectrogram"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..compare import assert_same_result, skip_unless_upstream_knows
 from ..conftest import Pair
-from ..data import SAMPLE, SAMPLE_DE, SAMPLE_ES
+from ..data import NANO, SAMPLE, SAMPLE_DE, SAMPLE_ES, SAMPLE_LONG
 from ..devices.fixtures import elsewhere
 from ..errors import assert_one_sentence
 from ..seam.activation_fixtures import switched_off
@@ -178,17 +180,76 @@ def test_a_step_that_fails_is_an_error_of_all_that_it_served(
     assert len(finished) == len(recordings)
 
 
-def test_recordings_are_asked_for_when_there_is_room(nano: Pair, recordings: list[np.ndarray]) -> None:
-    asked: list[int] = []
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Return whether something becomes true within half a minute."""
+    end = time.monotonic() + 30
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds()
 
-    def audios() -> Iterator[np.ndarray]:
-        for index, recording in enumerate(recordings):
-            asked.append(index)
-            yield recording
 
-    for n_finished, _ in enumerate(transcribe_many(nano.max, audios(), batch_size=2, **OPTIONS), start=1):
-        assert len(asked) <= max(n_finished + 2, len(recordings))
-    assert asked == list(range(len(recordings)))
+class Asked:
+    """A hundred recordings, which count how many of them were asked for."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for _ in range(100):
+            self.number += 1
+            yield f"{self.number}.wav"
+
+
+def test_where_somebody_replaced_transcribe_it_is_called(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whisper, "transcribe", lambda _model, audio: {"text": audio})
+    assert [done.result for done in transcribe_many(nano.max, ["a.wav"])] == [{"text": "a.wav"}]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_recordings_are_asked_for_when_there_is_room(
+    nano: Pair, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as many as are worked on at a time lie between what was asked for and what was claimed."""
+    monkeypatch.setattr(whisper, "transcribe", lambda _model, audio: {"text": audio})
+    asked = Asked()
+    many = transcribe_many(nano.max, asked, batch_size=batch_size)
+    for n_claimed in (1, 2, 3):
+        next(many)
+        assert eventually(lambda most=n_claimed + 2 * batch_size: asked.number == most)
+    time.sleep(0.2)
+    assert asked.number == 3 + 2 * batch_size
+    many.close()  # wakes those that wait for room
+    assert not running()
+
+
+def test_all_work_while_results_are_claimed(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    everybody = threading.Barrier(4, timeout=30)
+
+    def transcribe(_model: Any, audio: str) -> dict[str, Any]:
+        everybody.wait()
+        return {"text": audio}
+
+    monkeypatch.setattr(whisper, "transcribe", transcribe)
+    finished = list(transcribe_many(nano.max, Asked(), batch_size=4))
+    assert [each.error for each in finished] == [None] * 100
+
+
+def test_whoever_waits_for_room_does_not_hold_up_those_who_decode(
+    nano: Pair, recordings: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcribe, finished = whisper.transcribe, []
+
+    def only_arrays(model: Any, audio: Any, **options: Any) -> dict[str, Any]:
+        result = {} if isinstance(audio, str) else transcribe(model, audio, **options)
+        finished.append(audio)
+        return result
+
+    monkeypatch.setattr(whisper, "transcribe", only_arrays)
+    many = transcribe_many(nano.max, [recordings[1], *Asked()], batch_size=2, **OPTIONS)
+    next(many)
+    assert eventually(lambda: any(audio is recordings[1] for audio in finished))
+    (result,) = (done.result for done in many if done.index == 0)
+    assert_same_result(result, transcribe(nano.torch, recordings[1], **OPTIONS))
 
 
 def test_an_error_of_the_iterable_is_raised(nano: Pair, recordings: list[np.ndarray]) -> None:
@@ -216,6 +277,46 @@ def test_leaving_the_loop_ends_the_work(nano: Pair, recordings: list[np.ndarray]
     assert_same_result(  # and the model is as good as before
         whisper.transcribe(nano.max, recordings[0], **OPTIONS), whisper.transcribe(nano.torch, recordings[0], **OPTIONS)
     )
+
+
+PROGRAM = f"""
+import itertools, sys, threading, numpy, whisper, whisper_max_plugin.auto
+model = whisper.load_model({str(NANO)!r})
+audio = whisper.load_audio({str(SAMPLE_LONG)!r})
+def transcribe(*arguments, original=whisper.transcribe, **options):
+    result = original(*arguments, **options)
+    print("one is done")
+    return result
+whisper.transcribe = transcribe
+options = dict(batch_size=2, language="en", fp16=False)
+"""
+
+
+def run_program(end: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM + end]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_a_program_ends_that_keeps_what_it_did_not_read_to_the_end() -> None:
+    """Where it is: in the middle of recordings of an hour."""
+    done = run_program("""
+hours = itertools.repeat(numpy.tile(audio, 20))
+many = whisper_max_plugin.transcribe_many(model, itertools.chain([audio[:160000]], hours), **options)
+next(many)
+sys.exit("enough")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "one is done\n", "enough\n")
+
+
+def test_a_thread_that_outlives_the_main_one_gets_all_results() -> None:
+    done = run_program("""
+def work():
+    threading.main_thread().join()
+    found = list(whisper_max_plugin.transcribe_many(model, [audio] * 3, **options))
+    print(len({done.result["text"] for done in found}), len(found))
+threading.Thread(target=work).start()
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one is done\n" * 3 + "1 3\n", "")
 
 
 def test_no_recordings(nano: Pair) -> None:

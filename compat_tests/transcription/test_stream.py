@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,36 @@ sys.exit("enough")
     assert (done.returncode, done.stderr) == (1, "enough\n")
     assert done.stdout.strip()
     assert time.monotonic() - begin < 60
+
+
+def test_a_thread_that_outlives_the_main_one_gets_all_segments() -> None:
+    program = f"""
+import threading, whisper, whisper_max_plugin.auto
+model = whisper.load_model({str(NANO)!r})
+def work():
+    threading.main_thread().join()
+    stream = whisper_max_plugin.transcribe_stream(model, {str(SAMPLE_LONG)!r}, language="en", fp16=False)
+    print(sum(1 for _ in stream), len(stream.result["segments"]))
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    n_segments, n_in_result = map(int, done.stdout.split())
+    assert n_segments == n_in_result > 40
+
+
+def test_each_segment_may_be_asked_for_by_a_thread_of_its_own(nano: Pair, audio: np.ndarray) -> None:
+    """As a server's pool does, whose threads end when they were idle; work goes on meanwhile."""
+    stream = transcribe_stream(nano.max, audio, **OPTIONS)
+    found: list[dict[str, Any]] = []
+    while stream.result is None:
+        asking = threading.Thread(target=lambda: found.extend(islice(stream, 1)))
+        asking.start()
+        asking.join()
+        for working in threads():
+            working.join()
+    assert found == stream.result["segments"]
+    assert len(found) > 1
 
 
 # Errors

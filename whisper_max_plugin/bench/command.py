@@ -56,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--cold", action="store_true", help="compile the graphs into an empty cache, to time it")
     add("--json", metavar="FILE", help="also write everything that was measured")
     add("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf; needs matplotlib")
+    command.set_defaults(run=run)
 
 
 def _positive(text: str) -> int:
@@ -64,22 +65,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure, print the table, and write what is asked for.
 
     Parameters
     ----------
     options : argparse.Namespace
-        what `add_parser`'s parser made of `arguments`
-    arguments : Sequence[str]
-        those behind ``whisper-max``
+        what `add_parser`'s parser made of `options.arguments`, which are those behind ``whisper-max``
 
     Raises
     ------
     WhisperMaxError
         if something cannot be measured or written
     """
-    command = shlex.join(["whisper-max", *arguments])
+    command = shlex.join(["whisper-max", *options.arguments])
     peers = _chosen(options.peers, [kind.name for kind in subjects.PEERS], "peer")
     chosen_stages = _chosen(options.stages, list(stages.TITLES), "stage")
     precisions = None if options.precision is None else [checked(name) for name in options.precision.split(",")]
@@ -233,7 +232,7 @@ def _recording(audio: str | None, folder: Path) -> tuple[Path | None, float]:
         return None, 0.0
     import numpy as np
 
-    from whisper_max_plugin.audio import load_audio
+    from whisper_max_plugin.audio import SAMPLE_RATE, load_audio
 
     try:
         samples = load_audio(audio)
@@ -243,7 +242,7 @@ def _recording(audio: str | None, folder: Path) -> tuple[Path | None, float]:
         raise BenchError(f"--audio {audio} holds no sound")
     path = folder / "samples.npy"
     np.save(path, samples)
-    return path, len(samples) / 16_000
+    return path, len(samples) / SAMPLE_RATE
 
 
 def _setup(checkpoint: str, dims: dict[str, int], samples: Path | None, folder: Path, device: str = "cpu") -> Setup:

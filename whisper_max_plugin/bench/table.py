@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 
 from whisper_max_plugin.bench.results import Report, StageResult, SubjectResult, Times, TranscriptionResult
+from whisper_max_plugin.console import aligned, layers_of_model
 
 WIDTH = 120  # of lines of prose
 
@@ -37,11 +37,9 @@ def _head(report: Report) -> list[str]:
             f"{report.device}: {machine['gpu']} ({machine['architecture']}, {machine['memory'] / 1e9:.0f} GB), "
             f"driver {machine['driver'] or 'unknown'}"
         ]
-    d = report.dims
-    dims = f"encoder {d['n_audio_layer']} x {d['n_audio_state']}, decoder {d['n_text_layer']} x {d['n_text_state']}"
     return [
         f"$ {report.command}",
-        f"{report.model}: {dims}; median of {report.rounds} interleaved rounds",
+        f"{report.model}: {layers_of_model(report.dims)}; median of {report.rounds} interleaved rounds",
         *gpu,
         f"{machine['cpu']}, {machine['processors']} processors; torch {machine['torch']}, max {machine['max']}",
         f"memory {read:.1f} GB/s read, {copied:.1f} GB/s copied; "
@@ -65,7 +63,7 @@ def _transcriptions(report: Report) -> list[str]:
         rows.append(_transcription_row(titles[result.subject], result))
     if all(row[-1] == "-" for row in rows[1:]):
         rows = [row[:-1] for row in rows]
-    return [*textwrap.wrap(title, WIDTH), *aligned(rows)]
+    return [*textwrap.wrap(title, WIDTH), *aligned(rows, figures=True)]
 
 
 def _transcription_row(title: str, result: TranscriptionResult) -> list[str]:
@@ -92,7 +90,7 @@ def _stages(report: Report) -> list[str]:
             rows.append([result.title, *[""] * 7])
             previous = result.stage
         rows.append(_stage_row(f"  {titles[result.subject]}", result))
-    return [f"Stages (a step is the mean of {report.n_tokens}, with filters and search)", *aligned(rows)]
+    return [f"Stages (a step is the mean of {report.n_tokens}, with filters and search)", *aligned(rows, figures=True)]
 
 
 def _stage_row(title: str, result: StageResult) -> list[str]:
@@ -120,7 +118,7 @@ def _subjects(report: Report) -> list[str]:
                 f"{subject.peak_bytes / 1e6:.0f} MB",
             ]
         )
-    return ["Start and memory", *aligned(rows)]
+    return ["Start and memory", *aligned(rows, figures=True)]
 
 
 def _compiling(subject: SubjectResult) -> str:
@@ -161,13 +159,3 @@ def _ratio(ratio: float | None) -> str:
 
 def _threads(threads: int | None) -> str:
     return "own" if threads is None else str(threads)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines: the first column to the left, figures to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    padded = [
-        [cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    ]
-    return ["  ".join(row).rstrip() for row in padded]

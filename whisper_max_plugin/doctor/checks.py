@@ -287,16 +287,16 @@ def check_whisper_backend_variable() -> Check:
     from whisper_max_plugin import backends
     from whisper_max_plugin.errors import UnknownBackendError
 
-    value = os.environ.get("WHISPER_BACKEND", "").strip()
+    value = os.environ.get(backends.VARIABLE, "").strip()
     if not value:
-        return Check("WHISPER_BACKEND", None, "not set")
+        return Check(backends.VARIABLE, None, "not set")
     try:
         reason = backends.get(value).can_run()
     except UnknownBackendError as error:
-        return Check("WHISPER_BACKEND", False, str(error), "export WHISPER_BACKEND=max")
+        return Check(backends.VARIABLE, False, str(error), f"export {backends.VARIABLE}=max")
     if reason is True:
-        return Check("WHISPER_BACKEND", True, value)
-    return Check("WHISPER_BACKEND", False, f"{value} cannot run: {reason}", "unset WHISPER_BACKEND")
+        return Check(backends.VARIABLE, True, value)
+    return Check(backends.VARIABLE, False, f"{value} cannot run: {reason}", f"unset {backends.VARIABLE}")
 
 
 def check_precision_variable() -> Check:

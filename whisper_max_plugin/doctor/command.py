@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin import precision as precisions
 from whisper_max_plugin.console import aligned, size_of_model
+from whisper_max_plugin.errors import CommandLineError
 
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor.checks import Check
@@ -35,17 +36,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--device", help="what MAX runs on in the comparison; by default the one load_model chooses")
     precision_help = f"what it computes in there; {precisions.DEFAULT} by default, which is torch's in any case"
     add("--precision", metavar="NAME", help=precision_help)
+    command.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run(options: argparse.Namespace) -> int:
     """Check the environment and, with ``--parity``, models; 1 when anything is wrong.
 
     Raises
     ------
     WhisperMaxError
-        if there is no such model, recording or precision; nothing is printed then
-    SystemExit
-        by `parser`, for options that go with ``--parity`` alone
+        if there is no such model, recording or precision, or ``--parity`` is missing; nothing is printed then
     """
     if options.parity is not None:
         chosen = precisions.checked(options.precision or precisions.DEFAULT)
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return _doctor_with_parity(options.parity, **given, as_json=options.json)
     for option in ("audio", "device", "precision"):
         if vars(options)[option] is not None:
-            parser.error(f"--{option} goes with --parity")
+            raise CommandLineError(f"--{option} goes with --parity")
     return _doctor(as_json=options.json)
 
 

@@ -6,7 +6,6 @@ Upstream's model computes everything first and is accelerated in place then, so 
 from __future__ import annotations
 
 import inspect
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,8 +63,7 @@ def choose_models(names: Sequence[str]) -> list[str]:
         check_name(name)
     if names:
         return list(names)
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    folder = Path(cache, "whisper")  # as in `whisper.load_model`
+    folder = Path(loading.download_folder())
     found = [path for name in whisper.available_models() if (path := folder / f"{name}.pt").is_file()]
     if not found:
         raise UnknownModelError(

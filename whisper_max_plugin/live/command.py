@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import whisper_max_plugin
-from whisper_max_plugin.errors import CommandLineError
+from whisper_max_plugin.errors import CommandLineError, LiveInputError
 from whisper_max_plugin.live import MIN_CHUNK
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--task", choices=["transcribe", "translate"], default="transcribe", help="translate is into English")
     add("--device", help="what the model runs on; by default the one load_model chooses")
     add("--min_chunk", type=float, metavar="SECONDS", default=MIN_CHUNK, help=f"of new audio per pass ({MIN_CHUNK:g})")
+    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,15 +61,14 @@ def run(options: argparse.Namespace) -> int:
 
     get_usable("max")  # before upstream's modules are imported, since these take seconds
     from whisper_max_plugin.live.sources import Recorder, open_input
-    from whisper_max_plugin.live.transcription import LiveTranscription
+    from whisper_max_plugin.live.transcription import MAX_CHUNK, LiveTranscription
 
     language = _language(options.language)
+    if not 0 < options.min_chunk <= MAX_CHUNK:
+        raise CommandLineError(f"--min_chunk {options.min_chunk:g}: give seconds above 0 and up to {MAX_CHUNK:g}")
     recorder = Recorder(open_input(options.input))
     model = _load(options.model, options.device)
-    try:
-        live = LiveTranscription(model, language=language, task=options.task, min_chunk=options.min_chunk)
-    except ValueError as error:
-        raise CommandLineError(f"--{error}") from error
+    live = LiveTranscription(model, language=language, task=options.task, min_chunk=options.min_chunk)
     latencies: list[float] = []
     text = _Text()
 
@@ -79,10 +79,16 @@ def run(options: argparse.Namespace) -> int:
 
     with _ended_by_interrupt(recorder):
         print("listening; Ctrl-C ends", file=sys.stderr, flush=True)
-        for samples in recorder:
-            show(live.feed(samples))
+        failure = None
+        try:
+            for samples in recorder:
+                show(live.feed(samples))
+        except LiveInputError as error:
+            failure = error  # told behind the words that came before it
         show(live.finish())
     text.end()
+    if failure is not None:
+        raise failure
     spoken = f"{len(latencies)} words in {live.seconds:.1f} s of audio"
     if latencies:
         spoken += f"; latency: median {statistics.median(latencies):.1f} s, longest {max(latencies):.1f} s"
@@ -105,16 +111,17 @@ def _language(name: str | None) -> str | None:
 def _load(name: str, device: str | None) -> Whisper:
     """Load the model and let it run once, since the first pass takes longer than others."""
     import numpy as np
+    from whisper.audio import SAMPLE_RATE
 
     from whisper_max_plugin.checkpoints.names import check_name
+    from whisper_max_plugin.half import takes_half
 
     whisper: Any = importlib.import_module("whisper")
     check_name(name)
     whisper_max_plugin.install()
     model: Whisper = whisper.load_model(name, device=device, backend="max")
-    on_cpu = model.device.type == "cpu"
-    noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
-    options = {"language": "en", "temperature": 0.0, "no_speech_threshold": None, "fp16": not on_cpu}
+    noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
+    options = {"language": "en", "temperature": 0.0, "no_speech_threshold": None, "fp16": takes_half(model)}
     whisper.transcribe(model, noise, word_timestamps=True, **options)
     return model
 

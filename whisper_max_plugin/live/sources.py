@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from whisper.audio import SAMPLE_RATE
 
 from whisper_max_plugin.errors import LiveInputError
 
-SAMPLE_RATE = 16000  # Hz
 BLOCK = 3200  # bytes read at a time: a tenth of a second
 POLL = 0.05  # seconds
 QUIET = 5.0  # seconds; a file that has not grown for so long is complete
@@ -179,26 +179,27 @@ class Recorder:
         Raises
         ------
         LiveInputError
-            when the input is not what it should be
+            when the input is not what it should be, behind what came until then
         """
         self._thread.start()
         ended = False
+        error: LiveInputError | None = None
         while not ended:
             items = [self._queue.get()]
             while not self._queue.empty():
                 items.append(self._queue.get())
             samples = []
             for item in items:
-                if item is None:
-                    ended = True
+                if item is None or isinstance(item, LiveInputError):
+                    ended, error = True, item
                     break
-                if isinstance(item, LiveInputError):
-                    raise item
                 samples.append(item[0])
                 before = self._came[-1][0] if self._came else 0.0
                 self._came.append((before + item[0].size / SAMPLE_RATE, item[1]))
             if samples:
                 yield np.concatenate(samples)
+        if error is not None:
+            raise error
 
     def end(self) -> None:
         """Let what has come so far be all; may be called by a signal handler."""

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import whisper
+from whisper.audio import SAMPLE_RATE
 
+from whisper_max_plugin.half import takes_half
 from whisper_max_plugin.live import MIN_CHUNK
 from whisper_max_plugin.live.local_agreement import LocalAgreement, Word
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
-SAMPLE_RATE = 16000  # Hz, whisper.audio.SAMPLE_RATE
 LONGEST = 25.0  # seconds of audio in the buffer; upstream's window has 30
 TRIMMED = 15.0  # seconds; a longer buffer is cut where a confirmed segment ends
 KEPT = 20.0  # seconds that are left at most of a full buffer without such an end
@@ -57,7 +58,7 @@ class LiveTranscription:
         self.language = language
         self.min_chunk = min_chunk
         self._n_samples = 0
-        self._options: dict[str, Any] = {"task": task, "fp16": model.device.type != "cpu"}
+        self._options: dict[str, Any] = {"task": task, "fp16": takes_half(model)}
         self._agreement = LocalAgreement()
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._heard = 0.0  # seconds of the recording that a pass has seen

@@ -58,6 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="how many models there are; by default one on each GPU, or else on each machine",
     )
+    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -155,6 +155,7 @@ class Transcriber:
         import whisper_max_plugin
         from whisper_max_plugin.backends import get_usable
         from whisper_max_plugin.checkpoints.names import check_name
+        from whisper_max_plugin.half import takes_half
 
         get_usable("max")
         if self._sharing is not None:
@@ -165,7 +166,7 @@ class Transcriber:
         # Of the models on one machine the first downloads, and all write to the same file.
         with FileLock(f"{tempfile.gettempdir()}/whisper_max_plugin-{os.getuid()}.lock"):
             model: Whisper = whisper.load_model(self._name, device=device, backend="max")
-        self._options.setdefault("fp16", model.device.type != "cpu")
+        self._options.setdefault("fp16", takes_half(model))
         return model
 
     def _try(self, model: Whisper) -> None:
@@ -177,11 +178,12 @@ class Transcriber:
         """
         import numpy as np
         import whisper
+        from whisper.audio import SAMPLE_RATE
 
         temperature = self._options.get("temperature", 0.0)
         first = temperature[0] if isinstance(temperature, (tuple, list)) else temperature
         try:
-            whisper.transcribe(model, np.zeros(16000, np.float32), **{**self._options, "temperature": first})
+            whisper.transcribe(model, np.zeros(SAMPLE_RATE, np.float32), **{**self._options, "temperature": first})
         except WhisperMaxError:
             raise
         except (TypeError, ValueError, AssertionError) as error:
