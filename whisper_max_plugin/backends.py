@@ -149,8 +149,8 @@ def get(name: str) -> Backend:
         when no backend has this name; the message lists the known ones
     """
     known = {_normalised(backend.name): backend for backend in all_backends()}
-    if _normalised(name) not in known:
-        raise UnknownBackendError(f"unknown backend {name!r}; known backends: {', '.join(known)}")
+    if _normalised(str(name)) not in known:  # str(): what is no name at all is none of these, too
+        raise UnknownBackendError(f"unknown backend {str(name)!r}; known backends: {', '.join(known)}")
     return known[_normalised(name)]
 
 
@@ -192,7 +192,7 @@ def resolve(keyword: str | None, *, command_line: str | None, installed: str | N
     """
     for name in (keyword, command_line, installed):
         if name is not None:
-            return _normalised(name)
+            return _normalised(str(name))  # `get` refuses what is no name
     return _normalised(os.environ.get(VARIABLE, "")) or DEFAULT
 
 

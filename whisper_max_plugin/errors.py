@@ -42,9 +42,11 @@ class LiveInputError(WhisperMaxError, RuntimeError):
     """What is to be transcribed as it comes cannot be read."""
 
 
-class DeviceError(WhisperMaxError, ValueError):
+class DeviceError(WhisperMaxError, ValueError, RuntimeError):
     """Graphs do not run on a device, or should not: there is none of this name or architecture, MAX cannot compile for
-    it, its memory is full, or what it computes is not what torch computes."""
+    it, its memory is full, or what it computes is not what torch computes.
+
+    torch raises a RuntimeError where it knows no device of a name, or the memory of one is full."""
 
 
 class PrecisionError(WhisperMaxError, ValueError):

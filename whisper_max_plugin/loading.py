@@ -139,7 +139,7 @@ def warmup(name: str, device: str | torch.device | None = None, precision: str |
     try:
         graphs_device = devices.find(device)
     except DeviceError as error:
-        if torch.device(device or "cpu").type != "cuda":
+        if not str(device).startswith("cuda"):
             raise
         raise DeviceError(f"{error}, or compile for a GPU of another machine by whisper-max warmup --target") from error
     chosen = precision or ("float16" if graphs_device.computes_in_half else DEFAULT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import numbers
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 import whisper
 from whisper.decoding import DecodingOptions
 
@@ -21,8 +25,6 @@ from whisper_max_plugin.inference.model import MaxWhisper
 from whisper_max_plugin.upstream import alignments_in_turn
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from whisper.model import Whisper
 
     Audio = str | np.ndarray | torch.Tensor
@@ -63,12 +65,14 @@ def transcribe_many(
     refuse_after_fork()
     if not isinstance(model, MaxWhisper):
         raise OptionError('transcribe_many is for models on MAX: load it with whisper.load_model(..., backend="max")')
-    if batch_size < 1:
-        raise OptionError(f"batch_size={batch_size}: at least one recording has to be worked on at a time")
-    if isinstance(audios, str):
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise OptionError(f"batch_size={batch_size!r}: give how many recordings are worked on at a time, at least 1")
+    if isinstance(audios, (str, bytes, os.PathLike)):
         raise OptionError(f"transcribe_many takes a list of recordings: [{audios!r}]")
+    if isinstance(audios, (np.ndarray, torch.Tensor)) and audios.ndim < 2:
+        raise OptionError("transcribe_many takes a list of recordings, and these are the samples of one: [samples]")
     known = {*inspect.signature(whisper.transcribe).parameters, *(field.name for field in fields(DecodingOptions))}
-    if unknown := sorted(options.keys() - known):
+    if unknown := sorted(options.keys() - (known - {"model", "audio"})):
         raise OptionError(f"whisper.transcribe has no option {', '.join(unknown)}: see help(whisper.transcribe)")
     return _Work(model, enumerate(audios), transcribe or whisper.transcribe, options, batch_size).run()
 

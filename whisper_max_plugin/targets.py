@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
+import signal
 import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -14,7 +14,26 @@ from whisper_max_plugin.errors import DeviceError, WhisperMaxError
 if TYPE_CHECKING:
     from whisper_max_plugin.loading import WarmupResult
 
-EXAMPLES = "sm_80 (A100), sm_86 (A10), sm_89 (L4, L40S), sm_90a (H100, H200), sm_100a (B200)"
+# As `mojo build --print-supported-accelerators` of MAX 26.7 lists them, without those whose instructions the kernels
+# exceed: mma.sync of 16 x 8 x 16 and cp.async came with sm_80.
+ARCHITECTURES = {
+    "sm_80": "sm_80 (A100)",
+    "sm_86": "sm_86 (A10)",
+    "sm_87": "sm_87 (Jetson Orin)",
+    "sm_89": "sm_89 (L4, L40S)",
+    "sm_90": "sm_90",
+    "sm_90a": "sm_90a (H100, H200)",
+    "sm_100": "sm_100",
+    "sm_100a": "sm_100a (B200)",
+    "sm_103": "sm_103",
+    "sm_103a": "sm_103a (B300)",
+    "sm_110": "sm_110",
+    "sm_110a": "sm_110a (Jetson Thor)",
+    "sm_120": "sm_120",
+    "sm_120a": "sm_120a (RTX 5090)",
+    "sm_121": "sm_121",
+    "sm_121a": "sm_121a (DGX Spark)",
+}
 
 
 def warmup(name: str, target: str, precision: str | None = None) -> WarmupResult:
@@ -39,8 +58,10 @@ def warmup(name: str, target: str, precision: str | None = None) -> WarmupResult
     WhisperMaxError
         see `loading.warmup`
     """
-    if not re.fullmatch(r"sm_\d{2,3}[af]?", target):
-        raise DeviceError(f"no architecture {target!r}: give the one of an NVIDIA GPU, such as {EXAMPLES}")
+    if target not in ARCHITECTURES:
+        raise DeviceError(
+            f"no graphs for {target!r}: give an NVIDIA GPU's architecture, one of {', '.join(ARCHITECTURES.values())}"
+        )
     # In a process of its own: virtual devices are for a whole process, and it may abort at exit.
     context = multiprocessing.get_context("spawn")
     connection, childs = context.Pipe(duplex=False)
@@ -51,9 +72,11 @@ def warmup(name: str, target: str, precision: str | None = None) -> WarmupResult
         answer: WarmupResult | WhisperMaxError = connection.recv()
     except EOFError as error:
         process.join()
+        code = process.exitcode or 0
+        end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         raise DeviceError(
-            f"the process that compiled for {target} ended with exit status {process.exitcode}: run the command again, "
-            "with more free memory or disk space, or without others beside it"
+            f"the process that compiled for {target} {end}: run the command again, with more free memory or disk "
+            "space, or without others beside it, and report it if that ends so, too"
         ) from error
     finally:
         process.kill()
@@ -82,7 +105,9 @@ def _warmup_and_exit(connection: Connection, name: str, target: str, precision: 
         answer = error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        answer = DeviceError(f"MAX cannot compile for {target} ({reason}): give another, such as {EXAMPLES}")
+        answer = DeviceError(
+            f"MAX cannot compile for {target} ({reason}): give another, one of {', '.join(ARCHITECTURES)}"
+        )
     connection.send(answer)
     connection.close()
     os._exit(0)

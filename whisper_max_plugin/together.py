@@ -85,12 +85,22 @@ class Together:
             def transcribe(model: Whisper, audio: str, **options: Any) -> dict[str, Any]:
                 with captured.on_this_thread() as printed, bar.file() as on_window, observed(on_window):
                     result = self._transcribe(model, audio, **options)
-                bar.print_above(f"{audio}:\n{printed.getvalue()}" if options["verbose"] else "", captured.stream)
+                heading = f"{_encodable(audio, captured.stream)}:\n"
+                bar.print_above(heading + printed.getvalue() if options["verbose"] else "", captured.stream)
                 return result
 
             if not options.get("verbose"):
                 options = {**options, "verbose": None}  # upstream would show a bar for each file
             yield from transcribe_many(model, self._paths, self._batch_size, options, transcribe)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Return `text` with question marks for what `stream` cannot encode.
+
+    Upstream's `make_safe` asks for Python's default encoding, which is UTF-8, whatever the stream's is.
+    """
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 class _Bar:

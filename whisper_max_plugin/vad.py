@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,11 @@ def speech_clips(
     speech_pad: float = 0.4,
 ) -> list[float]:
     """See `whisper_max_plugin.speech_clips`."""
-    if not 0 < threshold < 1:
-        raise VoiceActivityError(f"threshold is a probability between 0 and 1, and not {threshold}")
+    if not (isinstance(threshold, numbers.Real) and 0 < threshold < 1):
+        raise VoiceActivityError(f"threshold is a probability between 0 and 1, and not {threshold!r}")
     for name, value in {"min_silence": min_silence, "max_silence": max_silence, "speech_pad": speech_pad}.items():
-        if not value >= 0:
-            raise VoiceActivityError(f"{name} is a number of seconds, and not {value}")
+        if not (isinstance(value, numbers.Real) and value >= 0):
+            raise VoiceActivityError(f"{name} is a number of seconds, and not {value!r}")
     samples = _samples(audio)
     speech = _speech(silero.speech_probabilities(samples).tolist(), threshold, min_silence)
     clips = _clips(speech, max_silence, speech_pad, samples.shape[0])
@@ -96,6 +97,10 @@ def _samples(audio: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
     """Return the waveform as silero-vad and upstream take it."""
     waveform = whisper.audio.load_audio(os.fspath(audio)) if isinstance(audio, (str, os.PathLike)) else audio
     tensor = torch.from_numpy(waveform) if isinstance(waveform, np.ndarray) else waveform
+    if not isinstance(tensor, Tensor):
+        raise VoiceActivityError(
+            f"audio is a path or float32 samples of one channel at 16 kHz, and not {type(audio).__name__}"
+        )
     if tensor.ndim != 1 or not tensor.is_floating_point():
         raise VoiceActivityError(
             f"audio is float32 samples of one channel at 16 kHz, as whisper.load_audio(path) gives them, and not "

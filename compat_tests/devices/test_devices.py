@@ -119,11 +119,12 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, "cuda:0"),
         ("cuda", "cuda:0"),
         ("cuda:1", "cuda:1"),
+        (1, "cuda:1"),
         (torch.device("cuda", 1), "cuda:1"),
         ("cpu", "cpu"),
     ],
 )
-def test_a_name_means_the_device_that_torch_calls_so(asked_for: str | torch.device | None, name: str) -> None:
+def test_a_name_means_the_device_that_torch_calls_so(asked_for: str | int | torch.device | None, name: str) -> None:
     assert devices.find(asked_for).name == name
 
 

@@ -215,7 +215,7 @@ def test_a_model_that_fails_does_not_stop_the_others(nano: Pair, tmp_path: Path,
     path = damaged(tmp_path / "mine.pt")
     assert main(["doctor", "--parity", str(path), str(NANO)]) == 1
     verdicts = [line for line in lines(capsys) if line.startswith(("pass", "FAIL"))]
-    assert verdicts[0].startswith(f"FAIL: {path}: {path} is truncated or not a checkpoint: download or save it again (")
+    assert verdicts[0].startswith(f"FAIL: {path} is truncated or not a checkpoint: download or save it again (")
     assert verdicts[1].startswith(f"pass: {NANO} (")
     assert len(verdicts) == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -153,11 +154,29 @@ def test_host_code_is_for_this_machine_again_afterwards() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("target", ["h100", "90a", "sm_9", "gfx942", "sm_90a,sm_80", ""])
+@pytest.mark.parametrize("target", ["h100", "90a", "sm_9", "sm_75", "sm_999", "sm_100f", "gfx942", "sm_90a,sm_80", ""])
 def test_a_target_that_is_no_architecture(target: str) -> None:
     error = error_of(lambda: targets.warmup(str(NANO), target))
     assert isinstance(error, DeviceError)
     assert_one_sentence(error, repr(target), "sm_90a (H100, H200)")
+
+
+def test_the_architectures_are_those_of_mojo_that_have_the_kernels_instructions() -> None:
+    mojo = Path(sys.executable).with_name("mojo")
+    printed = subprocess.run([mojo, "build", "--print-supported-accelerators"], capture_output=True, text=True)
+    mojos = re.findall(r"^  (sm_(\d+)\w?) ", printed.stdout + printed.stderr, re.MULTILINE)
+    assert list(targets.ARCHITECTURES) == [name for name, number in mojos if int(number) >= 80]
+
+
+def die_of_a_crash(*_: object) -> None:
+    signal.raise_signal(signal.SIGSEGV)
+
+
+def test_a_process_that_dies_is_not_said_to_lack_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_warmup_and_exit", die_of_a_crash)
+    error = error_of(lambda: targets.warmup(str(NANO), "sm_90a"))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "sm_90a", "SIGSEGV", "report it")
 
 
 def test_what_is_wrong_in_the_process_that_compiles_is_told_as_ever(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,14 @@ def test_what_is_refused_is_one_line(refused, tmp_path: Path, monkeypatch: pytes
     assert refused(nano, "--input", "song.flac").startswith("song.flac is neither WAV nor raw PCM: ffmpeg -i")
 
 
+def test_standard_input_that_is_closed() -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *LIVE, "--input", "-"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "whisper-max: error: standard input cannot be read: Bad file descriptor\n"
+
+
 def test_what_came_before_an_error_is_printed_in_front_of_it(
     pcm: bytes, sentences: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

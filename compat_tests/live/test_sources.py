@@ -21,6 +21,8 @@ from whisper_max_plugin.errors import LiveInputError
 from whisper_max_plugin.live import sources
 from whisper_max_plugin.live.sources import Recorder, open_input
 
+from ..data import SAMPLE
+
 PCM = (np.random.default_rng(0).normal(0, 0.2, 5000) * 32768).clip(-32768, 32767).astype("<i2")
 SAMPLES = PCM.astype(np.float32) / 32768
 
@@ -110,6 +112,13 @@ def test_what_cannot_be_read_as_it_is_says_how_it_can(tmp_path: Path, content: b
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(LiveInputError, match="file .*" + error):
         read(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("content", [SAMPLE.read_bytes()[:100], wav(rate=44100)], ids=["FLAC", "44.1 kHz"])
+def test_a_file_of_another_format_is_refused_before_it_is_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(LiveInputError, match=r"file .*: ffmpeg -i"):
+        open_input(str(tmp_path / "file"))
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

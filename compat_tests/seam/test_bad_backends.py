@@ -14,6 +14,7 @@ import torch
 import whisper
 
 import whisper_max_plugin
+from whisper_max_plugin import loading
 from whisper_max_plugin.backends import UnknownBackendError
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.max_backend import INSTALL_MAX
@@ -32,18 +33,30 @@ def test_a_device_that_graphs_do_not_run_on(device: str | torch.device) -> None:
     assert_one_sentence(error, repr(str(device)), 'device="cpu"', 'backend="torch"')
 
 
-def test_a_device_that_is_none_is_torchs_error() -> None:
-    ours = error_of(lambda: whisper.load_model(str(NANO), device="toaster", backend="max"))
-    theirs = error_of(lambda: torch.device("toaster"))
-    assert type(ours) is type(theirs)
-    assert str(ours) == str(theirs)
+@pytest.mark.parametrize("device", ["gpu", "toaster", "", "cuda:-1"])
+def test_a_device_that_is_none(device: str) -> None:
+    error = error_of(lambda: whisper.load_model(str(NANO), device=device, backend="max"))
+    assert isinstance(error, DeviceError)
+    assert isinstance(error, type(error_of(lambda: torch.device(device))))  # for those who catch torch's
+    assert str(error) == f"no device {device!r}: give cpu, cuda, or a GPU by its number as in cuda:1"
+    assert str(error_of(lambda: loading.warmup("tiny", device))).startswith(str(error))
 
 
-@pytest.mark.parametrize("name", ["cuda", "", "max,torch"])
-def test_an_unknown_backend(name: str) -> None:
+def test_a_number_is_a_gpus_as_torch_has_it() -> None:
+    by_number, by_name = (
+        error_of(lambda device=device: whisper.load_model(str(NANO), device=device, backend="max"))
+        for device in (0, "cuda:0")
+    )
+    assert isinstance(by_number, DeviceError)
+    assert str(by_number) == str(by_name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "max,torch", 5])
+def test_an_unknown_backend(name: object) -> None:
     error = error_of(lambda: whisper.load_model(str(NANO), backend=name))
     assert isinstance(error, UnknownBackendError)
-    assert_one_sentence(error, repr(name), "known backends: max, torch")
+    assert_one_sentence(error, repr(str(name)), "known backends: max, torch")
+    assert str(error_of(lambda: whisper_max_plugin.install(backend=name))) == str(error)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -327,8 +328,16 @@ def test_no_recordings(nano: Pair) -> None:
     ("arguments", "options"),
     [
         ((["a.wav"],), {"batch_size": 0}),
+        ((["a.wav"],), {"batch_size": "2"}),
+        ((["a.wav"],), {"batch_size": None}),
+        ((["a.wav"],), {"batch_size": 1.5}),
         (("a.wav",), {}),
+        ((b"a.wav",), {}),
+        ((Path("a.wav"),), {}),
+        ((np.zeros(16000, np.float32),), {}),
+        ((torch.zeros(16000),), {}),
         ((["a.wav"],), {"beams": 5}),
+        ((["a.wav"],), {"audio": "b.wav"}),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(nano: Pair, arguments: Any, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -102,6 +103,17 @@ def test_a_bad_file_is_skipped_as_upstream_does(
     out = capsys.readouterr().out
     assert f"Skipping {missing} due to " in out
     assert f"Skipping {noise} due to " in out
+
+
+def test_a_name_that_stdout_cannot_write_costs_no_file(
+    greedy: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    latin = files[1].rename(files[1].with_name(os.fsdecode(b"caf\xe9.wav")))  # as an older system has named it
+    expected = greedy(files[0], latin, files[2])
+    assert greedy(files[0], latin, files[2], "--batch_size", "2") == expected
+    out = capsys.readouterr().out
+    assert f"{latin.with_name('caf?.wav')}:\n" in out
+    assert "Skipping" not in out
 
 
 def test_a_file_that_is_named_twice(greedy: Command, files: list[Path]) -> None:

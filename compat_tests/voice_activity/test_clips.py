@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,9 +177,11 @@ def test_every_kind_of_audio_gives_the_same() -> None:
         (np.zeros(100, np.int16), "float32 samples .* torch.int16"),
         (np.array([0, np.nan], np.float32), "no finite numbers"),
         (torch.tensor([math.inf]), "no finite numbers"),
+        (None, "audio is a path or float32 samples .* and not NoneType"),
+        (b"speech.wav", "audio is a path or float32 samples .* and not bytes"),
     ],
 )
-def test_audio_that_is_none_is_refused(audio: np.ndarray | torch.Tensor, message: str) -> None:
+def test_audio_that_is_none_is_refused(audio: Any, message: str) -> None:
     with pytest.raises(VoiceActivityError, match=message):
         speech_clips(audio)
 
@@ -188,12 +191,14 @@ def test_audio_that_is_none_is_refused(audio: np.ndarray | torch.Tensor, message
     [
         ({"threshold": 0}, "threshold is a probability between 0 and 1, and not 0"),
         ({"threshold": 50}, "threshold .* not 50"),
+        ({"threshold": "a"}, "threshold .* not 'a'"),
+        ({"min_silence": None}, "min_silence .* not None"),
         ({"min_silence": -1}, "min_silence is a number of seconds, and not -1"),
         ({"max_silence": math.nan}, "max_silence .* not nan"),
         ({"speech_pad": -0.1}, "speech_pad .* not -0.1"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, float], message: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(VoiceActivityError, match=message):
         speech_clips(VOICELESS["silence"], **options)
 

@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> int:
     chosen_stages = _chosen(options.stages, list(stages.TITLES), "stage")
     precisions = None if options.precision is None else [checked(name) for name in options.precision.split(",")]
     _check(options, chosen_stages)
-    device = _device(options.device)
+    from whisper_max_plugin.execution import devices  # behind the check that there is MAX
+
+    device = devices.find(options.device).name
     if device != "cpu" and "int8" in (precisions or ()):
         raise BenchError("--precision int8 is for the CPU: leave it out, or --device")
     with tempfile.TemporaryDirectory(prefix="whisper-max-bench-") as folder:
@@ -139,16 +141,6 @@ def _check(options: argparse.Namespace, chosen_stages: Sequence[str]) -> None:
 
         check(Path(options.plot))
     get_usable("max")
-
-
-def _device(name: str) -> str:
-    """Return the device that `name` means, as torch names it."""
-    from whisper_max_plugin.execution import devices
-
-    try:
-        return devices.find(name).name
-    except RuntimeError as error:  # torch's, of several sentences
-        raise BenchError(f"no device {name!r}: give cpu, cuda, or a GPU by its number as in cuda:1") from error
 
 
 def _report(

@@ -149,7 +149,8 @@ def _print_parity(result: Parity, machine: dict[str, str | None], audio: str | N
         _print_rows(result.rows)
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     if result.problem is not None:
-        print(f"FAIL: {result.model}: {result.problem} ({facts})", flush=True)
+        named = result.problem.startswith(result.model)
+        print(f"FAIL: {'' if named else f'{result.model}: '}{result.problem} ({facts})", flush=True)
         return
     failed = [row.name for row in result.rows if not row.ok]
     verdict = f"FAIL: {result.model}: {', '.join(failed)}" if failed else f"pass: {result.model}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
-TYPICAL_COMPILE_SECONDS = 40  # tiny 29, turbo 40 on two cores: kinds of kernels cost, not layers
+TYPICAL_COMPILE_SECONDS = 60  # tiny about a minute with all caches empty: kinds of kernels cost, not layers
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def obtain(
     with _compiler_lock(path) as writable:
         if (compiled := _read(path)) is not None:  # another process was faster
             return compiled
-        with compile_progress(_expected_seconds(path.parent)):
+        with compile_progress(_expected_seconds(path.parent, device)):
             started = time.monotonic()
             with contextlib.nullcontext() if device == "cpu" else processor.portable_host_code():
                 library = kernel_library()
@@ -206,13 +206,18 @@ def _compiler_lock(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _expected_seconds(folder: Path) -> float:
-    """How long the latest compilation took on this machine, else what is typical."""
-    seconds: list[tuple[float, float]] = []
-    for manifest in folder.glob("*.json"):
+def _expected_seconds(folder: Path, device: str) -> float:
+    """How long a compilation for this kind of device took here at most, else what is typical.
+
+    Others were shorter because MAX's own cache had kernels that they share.
+    """
+    seconds: list[float] = []
+    for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            seconds.append((manifest.stat().st_mtime, float(json.loads(manifest.read_text())["compile_seconds"])))
-    return max(seconds)[1] if seconds else TYPICAL_COMPILE_SECONDS
+            manifest = json.loads(path.read_text())
+            if manifest["device"] == device:
+                seconds.append(float(manifest["compile_seconds"]))
+    return max(seconds, default=TYPICAL_COMPILE_SECONDS)
 
 
 @contextlib.contextmanager

@@ -169,31 +169,33 @@ def push_all(mirrors: Sequence[Mirror]) -> None:
     device.driver.synchronize()  # MAX copies later, and does not keep what it copies from
 
 
-def find(name: str | torch.device | None) -> Device:
+def find(name: str | int | torch.device | None) -> Device:
     """Return the device that `name` means, as `whisper.load_model` takes it; None means the best that MAX sees.
 
     Raises
     ------
     DeviceError
-        if graphs do not run on it, or it is not there
-    RuntimeError
-        torch's, if there is no such kind of device
+        if there is no such kind of device, graphs do not run on it, or it is not there
     """
     if name is None:
         return HOST if accelerator_count() == 0 else Device("cuda:0", shares_memory=False)
-    device = torch.device(name)
+    asked_for = f"cuda:{name}" if isinstance(name, int) else str(name)  # torch takes the number of a GPU alone, too
+    try:
+        device = torch.device(asked_for)
+    except RuntimeError as error:  # torch's, of several sentences
+        raise DeviceError(f"no device {asked_for!r}: give cpu, cuda, or a GPU by its number as in cuda:1") from error
     if device.type == "cpu":
         return HOST
     if device.type != "cuda":
         raise DeviceError(
-            f"the backend 'max' does not run on {str(name)!r}: pass device=\"cpu\" (on the command line --device cpu), "
+            f"the backend 'max' does not run on {asked_for!r}: pass device=\"cpu\" (on the command line --device cpu), "
             'or backend="torch"'
         )
     index, n_gpus = device.index or 0, accelerator_count()
     if index >= n_gpus:
         seen = "no GPU" if n_gpus == 0 else f"only {n_gpus} GPU{'s' if n_gpus > 1 else ''}"
         raise DeviceError(
-            f"{str(name)!r} was asked for and MAX sees {seen} here: check what nvidia-smi lists, or pass "
+            f"{asked_for!r} was asked for and MAX sees {seen} here: check what nvidia-smi lists, or pass "
             'device="cpu" (on the command line --device cpu), or backend="torch"'
         )
     return Device(f"cuda:{index}", shares_memory=False)

@@ -37,24 +37,38 @@ def open_input(name: str | None) -> Blocks:
     Raises
     ------
     LiveInputError
-        when there is no such file or no microphone
+        when there is no such file or no microphone, or a file is of another format
     """
     if name is None:
         return _microphone(_sounddevice())
     if name == "-":
         # Not sys.stdin.buffer: its lock would still be held by the reading thread when the program exits.
-        stream = io.FileIO(0, closefd=False)
+        stream = _open(0, "standard input")
         return lambda _stop: _samples(iter(lambda: stream.read(BLOCK), b""), "standard input")
+    file = _open(name, name)
+    if _is_regular(file):  # what does not begin as it should is refused before a model is loaded for it
+        try:
+            _pcm_begins(os.pread(file.fileno(), BLOCK, 0), name)
+        except LiveInputError:
+            file.close()
+            raise
+    return lambda stop: _samples(_growing(file, stop), name)
+
+
+def _open(file: str | int, name: str) -> io.FileIO:
     try:
-        file = io.FileIO(name)
+        return io.FileIO(file, closefd=file != 0)
     except OSError as error:
         raise LiveInputError(f"{name} cannot be read: {error.strerror}") from error
-    return lambda stop: _samples(_growing(file, stop), name)
+
+
+def _is_regular(file: io.FileIO) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 def _growing(file: io.FileIO, stop: threading.Event) -> Iterator[bytes]:
     """Yield what is in `file` and what is added to it; a pipe ends when its writer closes it."""
-    grows = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    grows = _is_regular(file)
     last = time.monotonic()
     with file:
         while not stop.is_set():
