@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from max.dtype import DType
-from max.graph import BufferValue, DeviceRef, Dim, KernelLibrary, TensorType, TensorValue, ops
+from max.graph import BufferValue, DeviceRef, Dim, KernelLibrary, StaticDim, TensorType, TensorValue, ops
 
 from whisper_max_plugin.graphs.types import Types
 
@@ -315,7 +315,9 @@ def _matmul(
     name: str, x: TensorValue, weight: TensorValue, *operands: TensorValue, out: DType | None = None
 ) -> TensorValue:
     result = TensorType(out or x.dtype, [*x.shape[:2], weight.shape[0]], x.device)
-    return ops.custom(name, x.device, [x, weight, *operands], [result])[0].tensor
+    # a length that is known is the encoder's: code for few rows, which would never run, takes seconds to compile
+    parameters = {"may_be_few": not isinstance(x.shape[1], StaticDim)}
+    return ops.custom(name, x.device, [x, weight, *operands], [result], parameters=parameters)[0].tensor
 
 
 def _few_rows(name: str, operands: list[TensorValue], out: TensorType, rounded: bool) -> TensorValue:

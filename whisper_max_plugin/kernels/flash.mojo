@@ -4,7 +4,7 @@ from std.math import ceildiv, exp2, iota, rsqrt
 
 from .gemm import LANES, PANEL, TILE_ROWS, Scratch, lay_out, multiply, transpose
 from .pairs import HAS_PAIRS, paired
-from .vectors import Float, Floats, Numbers, Results, WIDTH
+from .vectors import Float, Floats, Numbers, Results, WIDTH, results
 
 comptime LOG2_E = 1.4426950408889634
 comptime KEYS = 96  # of a block
@@ -92,11 +92,11 @@ def attend_panel[
     comptime of_column = 2 if pairs else 1
     comptime Column = DType.float32 if pairs else of_kv
     comptime width = lanes * WIDTH
-    lay_out[lanes, pairs](queries, q, first, n_queries - 1, q_stride, head_dim // of_column)
+    lay_out[pairs](results(queries), q, first, n_queries - 1, q_stride, head_dim // of_column, lanes)
     var keys = Numbers[Column](unsafe_from_address=Int(k))
     var stride = key_stride // of_column
     var scale = rsqrt(Float(head_dim)) * LOG2_E  # weights are exp2 of scaled scores
-    comptime for i in range(0, head_dim * width, WIDTH):
+    for i in range(0, head_dim * width, WIDTH):
         sums.unsafe_store(i, Floats(0))
     var largest = Array[Floats, lanes](fill=Floats(Float.MIN_FINITE))
     var total = Array[Floats, lanes](fill=Floats(0))
@@ -149,19 +149,19 @@ def attend_panel[
         var values = v.unsafe_offset(block * key_stride)
         comptime if pairs:
             pair_values[head_dim](value_pairs, values, key_stride, count)
-            comptime for d in range(0, head_dim, TILE_ROWS):
+            for d in range(0, head_dim, TILE_ROWS):
                 multiply[TILE_ROWS, lanes, pairs=True, start=False](
                     sums.unsafe_offset(d * width), value_pairs.unsafe_offset(d), scores, 1, head_dim, ceildiv(count, 2)
                 )
         else:
-            comptime for d in range(0, head_dim, TILE_ROWS):
+            for d in range(0, head_dim, TILE_ROWS):
                 multiply[TILE_ROWS, lanes, start=False](
                     sums.unsafe_offset(d * width), values.unsafe_offset(d), scores, 1, key_stride, count
                 )
 
     comptime for l in range(lanes):
         var inverse = 1 / total[l]
-        comptime for d in range(0, head_dim, WIDTH):
+        for d in range(0, head_dim, WIDTH):
             var square = Array[Floats, WIDTH](fill=Floats(0))
             comptime for i in range(WIDTH):
                 square[i] = sums.unsafe_load[width=WIDTH]((d + i) * width + l * WIDTH) * inverse

@@ -5,7 +5,7 @@ from std.sys import CompilationTarget, size_of
 
 from .pairs import HAS_PAIRS, Halves, as_pairs, multiply_add
 from .sharing import n_cores, share
-from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, gelu
+from .vectors import Finish, Float, Floats, Numbers, Results, WIDTH, gelu, results
 
 # A tile of sums fills the registers: TILE_ROWS times LANES vectors, with one each of LANES and one more to multiply.
 comptime TILE_ROWS = 8 if WIDTH == 16 or CompilationTarget.has_neon() else 4
@@ -133,16 +133,17 @@ struct Source(TrivialRegisterPassable):
         return (row // self.length_out * self.length + t) * self.n_in
 
 
-@always_inline
+@no_inline
 def lay_out[
-    type: DType, //, lanes: Int, pairs: Bool = False
+    type: DType, //, pairs: Bool = False
 ](
-    panel: Pointer[mut=True, Float, ...],
-    w: Pointer[Scalar[type], ...],
+    panel: Results[],
+    w: Numbers[type],
     row: Int,
     last_row: Int,
     stride: Int,
     depth: Int,
+    lanes: Int,
 ):
     """Lay out `depth` columns of rows of w, which are `stride` apart, as float32 (depth, lanes * WIDTH).
 
@@ -250,7 +251,7 @@ def gemm[
         var first_row = task // n_panels * n_tiles * TILE_ROWS
         var tiles = min(n_tiles, ceildiv(m - first_row, TILE_ROWS))
         var of_panel = Scratch(min(k, chunk * taps) * PANEL)
-        var of_sums = Scratch(tiles * TILE_ROWS * PANEL if chunk < n_in else 0)
+        var of_sums = Scratch((tiles if chunk < n_in else 1) * TILE_ROWS * PANEL)
         var zeros = List[Scalar[of_x]](length=chunk * of_column if taps > 1 else 0, fill=0)
         var panel = of_panel.pointer()
         # divisions take as long as a good part of a row's products: one for each row of y, not for each vector
@@ -262,10 +263,10 @@ def gemm[
             for tap in range(taps):
                 var of_tap = w.unsafe_offset((tap * n_in + channel) * of_column)
                 var to = panel.unsafe_offset(tap * n_channels * PANEL)
-                lay_out[LANES, pairs](to, of_tap, column, n - 1, k * of_column, n_channels)
+                lay_out[pairs](results(to), of_tap, column, n - 1, k * of_column, n_channels, LANES)
             for tile in range(tiles):
                 var row = first_row + tile * TILE_ROWS
-                var kept = of_sums.pointer().unsafe_offset(tile * TILE_ROWS * PANEL)
+                var kept = of_sums.pointer().unsafe_offset(tile * TILE_ROWS * PANEL if chunk < n_in else 0)
                 var sums = Tile(fill=Floats(0))
                 if channel > 0:
                     comptime for i in range(TILE_ROWS * LANES):
@@ -276,17 +277,18 @@ def gemm[
                         var at = source.offset(taps, min(row + r, m - 1), tap)
                         addresses[r] = Int(zeros.unsafe_ptr()) if at < 0 else Int(x.unsafe_offset(at + channel * of_column))
                     multiply_rows(sums, addresses, panel.unsafe_offset(tap * n_channels * PANEL), n_channels)
-                var is_last = channel + n_channels == n_in
-                comptime for r in range(TILE_ROWS):
+                comptime for i in range(TILE_ROWS * LANES):
+                    kept.unsafe_store(i * WIDTH, sums[i])
+                if channel + n_channels < n_in:
+                    continue
+                for r in range(TILE_ROWS):  # not unrolled: most of the code would be GELU's, and take its time to compile
                     var of_row = min(row + r, m - 1)
                     var place = place_of_row(of_row)
                     var of_residual = of_row % source.length_out * n if finish.has_residual else 0
-                    comptime for l in range(LANES):
-                        var values = sums[r * LANES + l]
+                    for l in range(LANES):
+                        var values = kept.unsafe_load[width=WIDTH]((r * LANES + l) * WIDTH)
                         var first = column + l * WIDTH
-                        if not is_last:
-                            kept.unsafe_store((r * LANES + l) * WIDTH, values)
-                        elif first + WIDTH <= n:
+                        if first + WIDTH <= n:
                             write[True](values, of_residual, first, place + places[l])
                         elif first < n:
                             write[False](values, of_residual, first, place + places[l])

@@ -58,6 +58,12 @@ def tile[
     return result^
 
 
+@no_inline
+def gelu_apart[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """Return `gelu`, whose code would take most of the time that linear layers take to compile, were it everywhere."""
+    return gelu(x)
+
+
 @always_inline
 def outputs_of_task[type: DType](k: Int, bytes: Int = CHUNK_BYTES) -> Int:
     """Return how many outputs of a linear layer are one task, so that it reads about `bytes`."""
@@ -89,7 +95,7 @@ def linear_part[
         if finish.has_bias:
             values += finish.bias.unsafe_load[width=outputs](output)
         if finish.has_gelu:
-            values = gelu(values)
+            values = gelu_apart(values)
         if finish.has_residual:
             values += finish.residual.unsafe_load[width=outputs](row * n + output)
         y.unsafe_store(row * n + output, values.cast[out]())
@@ -112,11 +118,13 @@ def linear_part[
                     block[r, outputs](row, output)
                     output += outputs
                 while output < last:
-                    block[r, 1](row, output)
+                    for i in range(r):
+                        block[1, 1](row + i, output)
                     output += 1
         row += rows
 
 
+@no_inline
 def linear[
     type: DType, of_x: DType, out: DType, //
 ](

@@ -51,7 +51,15 @@ def gemm_for[
 
 @always_inline
 def matmul[
-    type: DType, of_x: DType, out: DType, //, target: StaticString, has_bias: Bool, has_gelu: Bool, has_residual: Bool
+    type: DType,
+    of_x: DType,
+    out: DType,
+    //,
+    target: StaticString,
+    may_be_few: Bool,
+    has_bias: Bool,
+    has_gelu: Bool,
+    has_residual: Bool,
 ](
     y: OutputTensor[dtype=out, rank=3, ...],
     x: InputTensor[dtype=of_x, rank=3, ...],
@@ -62,23 +70,25 @@ def matmul[
 ) raises:
     """Compute y (batch, length, n) = x (batch, length, k) @ w (n, k).T [+ bias (n)] [then GELU] [+ residual, like y].
 
-    On the tensor cores of a GPU, if x is of half width; w is of the same type then.
+    On the tensor cores of a GPU, if x is of half width; w is of the same type then. Unless there `may_be_few` rows, the
+    code that reads weights once for few of them is left out.
     """
     var m = x.dim_size(0) * x.dim_size(1)
     var n = w.dim_size(0)
     var k = w.dim_size(1)
-    if m <= (FEW if target == "cpu" else FEW_ON_GPU):
-        linear_for[target, has_bias, has_residual, has_gelu](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k, ctx
-        )
-    else:
-        gemm_for[target, 1, has_bias, has_gelu, has_residual, False](
-            y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 0), ctx
-        )
+    comptime if may_be_few:
+        if m <= (FEW if target == "cpu" else FEW_ON_GPU):
+            linear_for[target, has_bias, has_residual, has_gelu](
+                y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k, ctx
+            )
+            return
+    gemm_for[target, 1, has_bias, has_gelu, has_residual, False](
+        y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 0), ctx
+    )
 
 
 @extensibility.register("whisper_matmul")
-struct Matmul:
+struct Matmul[may_be_few: Bool]:
     """A linear layer without bias."""
 
     @staticmethod
@@ -91,11 +101,11 @@ struct Matmul:
         ctx: DeviceContext,
     ) raises:
         var nothing = unread(x.unsafe_ptr())
-        matmul[target, False, False, False](y, x, w, nothing, nothing, ctx)
+        matmul[target, Self.may_be_few, False, False, False](y, x, w, nothing, nothing, ctx)
 
 
 @extensibility.register("whisper_matmul_bias")
-struct MatmulBias:
+struct MatmulBias[may_be_few: Bool]:
     """A linear layer."""
 
     @staticmethod
@@ -108,11 +118,11 @@ struct MatmulBias:
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, True, False, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), ctx)
+        matmul[target, Self.may_be_few, True, False, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), ctx)
 
 
 @extensibility.register("whisper_matmul_bias_gelu")
-struct MatmulBiasGelu:
+struct MatmulBiasGelu[may_be_few: Bool]:
     """A linear layer, then GELU."""
 
     @staticmethod
@@ -125,11 +135,11 @@ struct MatmulBiasGelu:
         bias: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, True, True, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), ctx)
+        matmul[target, Self.may_be_few, True, True, False](y, x, w, bias.unsafe_ptr(), unread(x.unsafe_ptr()), ctx)
 
 
 @extensibility.register("whisper_matmul_bias_add")
-struct MatmulBiasAdd:
+struct MatmulBiasAdd[may_be_few: Bool]:
     """A linear layer, and a residual (batch, length, n) added to it."""
 
     @staticmethod
@@ -143,7 +153,7 @@ struct MatmulBiasAdd:
         residual: InputTensor[dtype=DType.float32, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
-        matmul[target, True, False, True](y, x, w, bias.unsafe_ptr(), residual.unsafe_ptr(), ctx)
+        matmul[target, Self.may_be_few, True, False, True](y, x, w, bias.unsafe_ptr(), residual.unsafe_ptr(), ctx)
 
 
 @always_inline
