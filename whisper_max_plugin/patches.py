@@ -57,6 +57,11 @@ def check(module: ModuleType, attribute: str, expected: list[str]) -> None:
         ) from None
 
 
+def is_defined_in(function: Callable[..., Any], module: ModuleType) -> bool:
+    """Tell whether a function is the module's own, and no wrapper of it, which says that it is, too."""
+    return getattr(function, "__globals__", None) is vars(module)
+
+
 def replace(module: ModuleType, attribute: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Put what `make` makes of a module's function in its place, unless it is there already."""
     current = getattr(module, attribute)

@@ -21,7 +21,7 @@ from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.doctor import parity_checks
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import artifacts, devices
-from whisper_max_plugin.execution.devices import HOST, Device, Mirror
+from whisper_max_plugin.execution.devices import HOST, Device, Mirrors
 from whisper_max_plugin.execution.engine import check_heads
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.model import MaxWhisper
@@ -93,12 +93,16 @@ def test_entries_of_the_cache_are_read_and_written_as_upstreams(nano: Pair, else
 
 
 def test_a_mirror_changes_neither_side_before_it_is_told() -> None:
-    mirror = Mirror(np.zeros(3, dtype=np.float32), ELSEWHERE)
-    mirror.array[:] = 1
-    assert mirror.buffer.to_numpy().tolist() == [0, 0, 0]
-    assert mirror.push().to_numpy().tolist() == [1, 1, 1]
-    mirror.array[:] = 2
-    assert mirror.pull().tolist() == [1, 1, 1]
+    mirrors = Mirrors(ELSEWHERE, np.zeros(3, dtype=np.float32), np.full((2, 5), 7))
+    numbers, further = mirrors.each
+    numbers.array[:] = 1
+    assert numbers.buffer.to_numpy().tolist() == [0, 0, 0]
+    mirrors.push()
+    assert numbers.buffer.to_numpy().tolist() == [1, 1, 1]
+    numbers.array[:] = 2
+    mirrors.pull()
+    assert numbers.array.tolist() == [1, 1, 1]
+    assert further.array.tolist() == further.buffer.to_numpy().tolist() == [[7] * 5] * 2
 
 
 def test_without_a_gpu_the_cpu_is_the_best_device(monkeypatch: pytest.MonkeyPatch) -> None:

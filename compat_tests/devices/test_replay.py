@@ -174,10 +174,6 @@ def pretend(search: Search, chosen: list[list[int]], logprobs: list[list[float]]
     inputs = search.inputs
     inputs.chosen.array[position : position + len(chosen)] = chosen
     inputs.chosen_logprobs.array[position : position + len(chosen)] = logprobs
-    inputs.ids.array[:, 0] = chosen[-1]
-    inputs.logprobs.array[:, 0] = logprobs[-1]
-    for mirror in (inputs.chosen, inputs.chosen_logprobs, inputs.ids, inputs.logprobs):
-        mirror.push()
 
 
 def test_only_a_device_of_its_own_runs_ahead_and_only_in_greedy_search(nano: Pair, elsewhere: MaxWhisper) -> None:
@@ -203,6 +199,17 @@ def test_steps_behind_the_end_do_not_count(elsewhere: MaxWhisper) -> None:
     assert search.completed
 
 
+def test_a_last_step_that_is_strange_is_upstreams_to_judge(elsewhere: MaxWhisper) -> None:
+    search = search_ahead(elsewhere, 1)
+    pretend(search, [[1], [2], [3]], [[-1], [-1], [np.nan]])
+    logits = torch.zeros(1, elsewhere.dims.n_vocab)
+    logits[0, 7] = torch.nan
+    search.inputs.filtered = elsewhere.decoder.runtime.device.put(logits)
+    assert search.take(3) == 3
+    assert search.sequences == [[*PROMPT, 1000, 1, 2, 7]]  # as argmax says
+    assert search.n_ahead == 1
+
+
 @pytest.mark.parametrize("step", [0, 1])
 def test_steps_from_a_strange_one_on_do_not_count_and_the_host_takes_over(elsewhere: MaxWhisper, step: int) -> None:
     search = search_ahead(elsewhere, 1)
@@ -217,13 +224,14 @@ def test_steps_from_a_strange_one_on_do_not_count_and_the_host_takes_over(elsewh
 def test_the_comparison_with_torch_looks_at_steps_ahead(elsewhere: MaxWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     window = parity_checks.prepare(elsewhere, parity_checks.synthetic_audio())
     upstreams = comparison.compute_upstreams(upstreams_nano(), window)
+    step = Engine.step
+    with monkeypatch.context() as patch:  # before memory holds what steps ahead have chosen
+        patch.setattr(Engine, "step", lambda self, inputs, n_steps=1: step(self, inputs))  # as if nothing followed
+        row = comparison.compare(elsewhere, window, upstreams)[-1]
+    assert (row.name, row.ok, row.note) == ("ahead", False, "steps one by one chose others")
+
     rows = comparison.compare(elsewhere, window, upstreams)
     assert [row.name for row in rows if row.ok][-2:] == ["words", "ahead"]
-
-    step = Engine.step
-    monkeypatch.setattr(Engine, "step", lambda self, inputs, n_steps=1: step(self, inputs))  # as if nothing followed
-    row = comparison.compare(elsewhere, window, upstreams)[-1]
-    assert (row.name, row.ok, row.note) == ("ahead", False, "steps one by one chose others")
 
 
 def test_nan_in_the_middle_of_steps_ahead() -> None:

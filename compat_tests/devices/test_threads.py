@@ -138,6 +138,14 @@ def test_decodes_that_overlap_in_two_threads_leave_the_count_as_it_was() -> None
     assert torch.get_num_threads() == THREADS
 
 
+def test_a_decode_inside_another_leaves_the_limit_to_it() -> None:
+    with one_torch_thread():
+        with one_torch_thread():
+            pass
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == THREADS
+
+
 def test_without_a_decode_there_is_nothing_to_lift() -> None:
     with all_torch_threads():
         assert torch.get_num_threads() == THREADS

@@ -127,6 +127,8 @@ def disturb(monkeypatch: pytest.MonkeyPatch) -> Disturb:
                 if when(*args[0].shape[1:]):
                     overwrite(result.logits)
                 return result
+            if method == "encode":
+                return Buffer.from_dlpack(change(from_dlpack(result)).contiguous())
             if method == "cross_scores":
                 return overwrite(result)
             if method == "step":
@@ -182,7 +184,7 @@ def test_a_search_that_finds_other_tokens(nano: Pair, monkeypatch: pytest.Monkey
     def search(self: Engine, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         original(self, logits, inputs, suppressed)
         inputs.ids.array += 1
-        inputs.ids.push()
+        inputs.found.push()
 
     monkeypatch.setattr(Engine, "search", search)
     assert failed(check()) == ["ranking"]

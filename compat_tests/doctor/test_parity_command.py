@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from max.driver import Buffer
 from whisper.model import ModelDimensions
 
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
@@ -127,7 +128,8 @@ def test_json(nano: Pair, capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_of_a_failure_is_json(
     nano: Pair, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Engine, "encode", lambda self, mel: torch.full((1, 1500, 128), torch.nan))
+    undefined = Buffer.from_dlpack(torch.full((1, 1500, 128), torch.nan))
+    monkeypatch.setattr(Engine, "encode", lambda self, mel: undefined)
     assert main(["doctor", "--json", "--parity", str(NANO)]) == 1
     report = json.loads("\n".join(lines(capsys)), parse_constant=pytest.fail)
     assert (report["ok"], report["parity"]["ok"]) == (False, False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -17,6 +17,7 @@ from whisper.model import Whisper
 from whisper.timing import WordTiming
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
+from whisper_max_plugin import patches, upstream
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.inference import alignment
 from whisper_max_plugin.report import REPORT
@@ -44,6 +45,11 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def text(tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(TEXT)
+
+
+def original(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return upstream's own function, whether ours lies over it or not."""
+    return patches.originals.get(function, function)
 
 
 def n_aligned() -> int:
@@ -130,7 +136,7 @@ def test_a_text_of_all_the_tokens_that_the_decoder_takes(nano: Pair, mel: Tensor
 
 def test_upstreams_function_is_the_one_that_is_mirrored() -> None:
     """A release that finds words by other means: see what it does, then add its `digest` or what it does."""
-    assert alignment.digest(inspect.unwrap(whisper.timing.find_alignment)) in alignment.MIRRORED
+    assert alignment.digest(original(whisper.timing.find_alignment)) in alignment.MIRRORED
 
 
 # Where upstream's own function does it
@@ -164,6 +170,11 @@ def _kept(x: Tensor, filter_width: int) -> Tensor:
     return x
 
 
+@functools.wraps(original(whisper.timing.median_filter))
+def _wrapped(x: Tensor, filter_width: int) -> Tensor:
+    return x
+
+
 def _no_source(function: object) -> str:
     raise OSError("could not get source code")
 
@@ -173,6 +184,7 @@ REASONS: dict[str, Callable[[Whisper], Any]] = {
     "a hook on the decoder": lambda model: hooked(model.decoder),
     "a hook on attention": lambda model: hooked(model.decoder.blocks[0].cross_attn),
     "another filter": lambda model: replaced(whisper.timing, "median_filter", _kept),
+    "a filter that says it is upstream's": lambda model: replaced(whisper.timing, "median_filter", _wrapped),
     "another function of upstream's": lambda model: replaced(alignment, "MIRRORED", set()),
     "a source that is not at hand": lambda model: replaced(alignment, "digest", _no_source),
     "numbers that are undefined": lambda model: replaced(Engine, "align", undefined),
@@ -190,6 +202,22 @@ def test_who_looks_or_changes_something_gets_upstreams_code(
     assert_same_words(actual, expected)
     assert n_aligned() == before
     assert REPORT.snapshot()["fallbacks"] == fallbacks
+
+
+def test_a_wrapper_of_upstreams_function_is_called(
+    nano: Pair, mel: Tensor, tokenizer: Tokenizer, text: list[int]
+) -> None:
+    called = []
+    upstreams = original(whisper.timing.find_alignment)
+
+    @functools.wraps(upstreams)
+    def wrapper(*arguments: Any, **settings: Any) -> list[WordTiming]:
+        called.append(arguments)
+        return upstreams(*arguments, **settings)
+
+    actual = upstream._make_find_alignment(wrapper)(nano.max, tokenizer, text, mel, N_FRAMES)
+    assert_same_words(actual, find(nano.torch, tokenizer, text, mel, N_FRAMES))
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize("settings", [{"medfilt_width": 5}, {"qk_scale": 0.5}], ids=str)

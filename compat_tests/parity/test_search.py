@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -216,8 +217,14 @@ def patched_apply(self: SuppressTokens, logits: Tensor, tokens: Tensor) -> None:
     logits[:, : EOT // 2] = -torch.inf
 
 
-def test_a_patched_filter_is_obeyed(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SuppressTokens, "apply", patched_apply)
+@functools.wraps(SuppressTokens.apply)
+def wrapped_apply(self: SuppressTokens, logits: Tensor, tokens: Tensor) -> None:
+    patched_apply(self, logits, tokens)
+
+
+@pytest.mark.parametrize("apply", [patched_apply, wrapped_apply])
+def test_a_patched_filter_is_obeyed(nano: Pair, monkeypatch: pytest.MonkeyPatch, apply: Callable[..., None]) -> None:
+    monkeypatch.setattr(SuppressTokens, "apply", apply)
     mel = torch.randn(nano.max.dims.n_mels, 3000, generator=torch.Generator().manual_seed(0))
     options = DecodingOptions(fp16=False, language="en", sample_len=10)
     actual, expected = nano.max.decode(mel, options), nano.torch.decode(mel, options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ class Device:
         buffer = Buffer.from_dlpack(tensor)
         if self.shares_memory:
             return buffer
-        with self.allocating():
+        with self.at_work():
             copied = buffer.copy(self.driver)
             self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
         return copied
@@ -93,26 +94,31 @@ class Device:
     def write(self, target: Buffer, tensor: Tensor) -> None:
         """Write a host tensor to a contiguous buffer of the device."""
         source = Buffer.from_dlpack(tensor.contiguous())
-        target.inplace_copy_from(source)
-        self.driver.synchronize()
+        with self.at_work():
+            target.inplace_copy_from(source)
+            self.driver.synchronize()
 
     def get(self, buffer: Buffer) -> Tensor:
         """Return a buffer of the device on the host; where memory is shared, the same memory."""
         if self.shares_memory:
             return from_dlpack(buffer)
-        if buffer.dtype != DType.bfloat16:
-            return torch.from_numpy(buffer.to_numpy().copy())
-        raw = buffer.view(DType.int16, buffer.shape)  # NumPy knows no bfloat16
-        return torch.from_numpy(raw.to_numpy().copy()).view(torch.bfloat16)
+        is_bfloat16 = buffer.dtype == DType.bfloat16  # which NumPy does not know
+        with self.at_work():
+            array = (buffer.view(DType.int16, buffer.shape) if is_bfloat16 else buffer).to_numpy()
+        if buffer.device.is_host:  # else MAX has copied
+            array = array.copy()
+        return torch.from_numpy(array).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(array)
 
     def empty(self, shape: Sequence[int], dtype: DType = DType.float32) -> Buffer:
         """Return memory on the device, of any content."""
-        with self.allocating():
+        with self.at_work():
             return Buffer(dtype, shape, self.driver)
 
     @contextmanager
-    def allocating(self) -> Iterator[None]:
-        """Explain, inside, that the device's memory is full.
+    def at_work(self) -> Iterator[None]:
+        """Keep other threads from the device, inside, and explain that its memory is full.
+
+        A GPU that records what one thread launches would record what another does meanwhile, or stop recording.
 
         Raises
         ------
@@ -120,7 +126,8 @@ class Device:
             in place of MAX's ValueError
         """
         try:
-            yield
+            with nullcontext() if self.shares_memory else _one_thread(self.name):
+                yield
         except ValueError as error:
             if "OUT_OF_MEMORY" not in str(error):  # as CUDA calls it, and MAX's own server looks for it
                 raise
@@ -133,8 +140,9 @@ class Device:
 HOST = Device("cpu", shares_memory=True)
 
 
+@dataclass(frozen=True, eq=False)
 class Mirror:
-    """An array on the host and a buffer on the device, which take each other's values when they are told to.
+    """An array on the host and a buffer on the device, of the same values when their `Mirrors` were told so.
 
     Attributes
     ----------
@@ -143,30 +151,63 @@ class Mirror:
         where memory is shared, the array's own
     """
 
-    def __init__(self, array: npt.NDArray[Any], device: Device) -> None:
-        self.array = array
-        self.buffer = device.put(torch.from_numpy(array))
-        self.device = device
+    array: npt.NDArray[Any]
+    buffer: Buffer
 
-    def push(self) -> Buffer:
-        """Bring the array to the device, and return it there."""
+
+class Mirrors:
+    """Arrays on the host and buffers on the device, which take each other's values when they are told to.
+
+    They lie in one piece of memory, here and there, since on the way to a device and back calls take time, not bytes.
+
+    Parameters
+    ----------
+    device : Device
+    arrays : what they hold at first
+
+    Attributes
+    ----------
+    each : tuple of Mirror
+        in the order of `arrays`
+    """
+
+    ALIGNMENT = 256  # bytes, as devices give out memory
+
+    def __init__(self, device: Device, *arrays: npt.NDArray[Any]) -> None:
+        self._device = device
+        starts = np.cumsum([0, *(-(-array.nbytes // self.ALIGNMENT) * self.ALIGNMENT for array in arrays)]).tolist()
+        self._here = np.zeros(starts[-1], dtype=np.uint8)
+        self._there = device.put(torch.from_numpy(self._here))
+        self.each = tuple(self._mirror(start, array) for start, array in zip(starts, arrays, strict=False))
+        self.push()
+
+    def _mirror(self, start: int, values: npt.NDArray[Any]) -> Mirror:
+        place = slice(start, start + values.nbytes)
+        array = self._here[place].view(values.dtype).reshape(values.shape)
+        array[...] = values
+        return Mirror(array, self._there[place].view(DType.from_numpy(values.dtype), values.shape))
+
+    def push(self) -> None:
+        """Bring the arrays to the device."""
         push_all([self])
-        return self.buffer
 
-    def pull(self) -> npt.NDArray[Any]:
-        """Bring the buffer to the host, and return it there."""
-        if not self.device.shares_memory:
-            np.copyto(self.array, self.buffer.to_numpy())
-        return self.array
+    def pull(self) -> None:
+        """Bring the buffers to the host."""
+        if not self._device.shares_memory:
+            with self._device.at_work():
+                np.copyto(self._here, self._there.to_numpy())
 
 
-def push_all(mirrors: Sequence[Mirror]) -> None:
-    """Bring the arrays of `mirrors`, which are of one device, there, and wait for it once."""
-    device = mirrors[0].device
+def push_all(every: Sequence[Mirrors]) -> None:
+    """Bring the arrays of several `Mirrors`, which are of one device, there, and wait for it once."""
+    device = every[0]._device
     if device.shares_memory:
         return
-    batch_inplace_copy([mirror.buffer for mirror in mirrors], [Buffer.from_dlpack(mirror.array) for mirror in mirrors])
-    device.driver.synchronize()  # MAX copies later, and does not keep what it copies from
+    with device.at_work():
+        batch_inplace_copy(
+            [mirrors._there for mirrors in every], [Buffer.from_dlpack(mirrors._here) for mirrors in every]
+        )
+        device.driver.synchronize()  # MAX copies later, and does not keep what it copies from
 
 
 def find(name: str | int | torch.device | None) -> Device:
@@ -199,6 +240,12 @@ def find(name: str | int | torch.device | None) -> Device:
             'device="cpu" (on the command line --device cpu), or backend="torch"'
         )
     return Device(f"cuda:{index}", shares_memory=False)
+
+
+@cache
+def _one_thread(_name: str) -> threading.RLock:
+    """Return the lock of a device."""
+    return threading.RLock()
 
 
 @cache

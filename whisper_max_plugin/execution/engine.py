@@ -24,7 +24,7 @@ from whisper_max_plugin.execution.replay import Replay
 from whisper_max_plugin.execution.session import refuse_after_fork, session
 from whisper_max_plugin.execution.step_inputs import SearchPool
 from whisper_max_plugin.execution.watch import WATCH
-from whisper_max_plugin.execution.weights import addresses, graph_weights, types_for
+from whisper_max_plugin.execution.weights import addresses, graph_weights, torch_type, types_for
 from whisper_max_plugin.graphs import LARGEST_VECTOR, Types, build_module, has_kernels
 from whisper_max_plugin.precision import DEFAULT
 from whisper_max_plugin.report import REPORT
@@ -62,8 +62,8 @@ class DecoderOutput:
 class Engine:
     """The graphs of one model size on one device, bound to one checkpoint's weights.
 
-    All tensors that go in and come out are float32 (tokens: int64) on the host; buffers are on the device. Calls are
-    serialised, so that threads may share an engine.
+    Tensors are on the host, and float32 (tokens: int64) where nothing else is said; buffers are on the device. Calls
+    are serialised, so that threads may share an engine.
 
     Parameters
     ----------
@@ -108,8 +108,6 @@ class Engine:
         self._alignment, self._token_probs = models["alignment"], models["token_probs"]
         self._search, self._log_mel = models["search"], models["log_mel"]
         self.searches = SearchPool(device, dims.n_text_ctx)
-        # -inf above the diagonal: upstream's ``TextDecoder.mask``
-        self._mask = torch.full((dims.n_text_ctx, dims.n_text_ctx), -np.inf).triu_(1)
         REPORT.engine_ready(device.name, precision)
 
     def log_mel(self, samples: Tensor, padding: int) -> Tensor | None:
@@ -148,15 +146,19 @@ class Engine:
         mel = torch.empty(self.dims.n_mels, N_FFT // HOP_LENGTH)
         self._log_mel.execute(*self._log_mel_inputs(mel, torch.zeros(N_FFT), 0))
 
-    def encode(self, mel: Tensor) -> Tensor:
+    def encode(self, mel: Tensor) -> Buffer:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""
         (features,) = self._run(self._encoder, self.device.put(mel))
         REPORT.graph_run("encoder")
-        return self.device.get(features)
+        return features
 
-    def cross_kv(self, audio_features: Tensor) -> CrossKV:
+    def put_features(self, audio_features: Tensor) -> Buffer:
+        """Return what somebody brings, of any type of floats, as `encode` returns it."""
+        return self.device.put(audio_features.to(torch_type(self.types.features)))
+
+    def cross_kv(self, audio_features: Buffer) -> CrossKV:
         """Project audio_features (n_audio, n_audio_ctx, n_audio_state) to every layer's cross-attention K and V."""
-        outputs = self._run(self._cross_kv, self.device.put(audio_features))
+        outputs = self._run(self._cross_kv, audio_features)
         REPORT.graph_run("cross_kv")
         return outputs
 
@@ -177,11 +179,9 @@ class Engine:
         n_audio, n_group, n_tokens = tokens.shape
         n_filled, n_rows, n_state = self_kv[0].shape
         cache_shape = n_filled, n_audio, n_group, n_rows // (n_audio * n_group), n_state
-        offset = n_filled - n_tokens
         inputs = [
             self.device.put(tokens),
-            np.array(offset, dtype=np.int64),
-            self.device.put(self._mask[offset:n_filled, :n_filled]),
+            self.device.put(torch.arange(n_filled - n_tokens, n_filled)),
             self.device.put(torch.tensor(rows)),
             *(x.view(x.dtype, cache_shape) for x in self_kv),
             *cross_kv,
@@ -204,7 +204,7 @@ class Engine:
         n_steps : further steps continue with the best token of each sequence
         """
         assert self._step is not None, "asked for a graph that this model does not have, see `has_step`"
-        with self._lock, self.device.allocating():
+        with self._lock, self.device.at_work():
             for _ in range(n_steps):
                 if not self.device.records_graphs:
                     with WATCH.over(self._wake):  # not while launches are recorded: nothing else may run then
@@ -220,7 +220,8 @@ class Engine:
 
     def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
-        self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.push())
+        inputs.asked.push()
+        self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.buffer)
         REPORT.graph_run("search")
 
     def cross_scores(self, layer: int, x: Buffer, cross_kv: CrossKV) -> Buffer:
@@ -278,7 +279,7 @@ class Engine:
         return self.device.get(probs)
 
     def _run(self, model: Model, *inputs: Buffer | np.ndarray) -> list[Buffer]:
-        with self._lock, self.device.allocating(), WATCH.over(self._wake):
+        with self._lock, self.device.at_work(), WATCH.over(self._wake):
             return list(model.execute(*inputs))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from max.driver import Buffer
 
-from whisper_max_plugin.execution.devices import Mirror, push_all
+from whisper_max_plugin.execution.devices import Mirrors, push_all
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -33,7 +33,7 @@ class Replay:
     changing : what a run changes and the next one reads: nothing tells whether recording runs the graph
     """
 
-    def __init__(self, model: Model, buffers: Sequence[Buffer], changing: Sequence[Mirror]) -> None:
+    def __init__(self, model: Model, buffers: Sequence[Buffer], changing: Sequence[Mirrors]) -> None:
         self._model = model
         self._buffers = buffers
         self._changing = changing
@@ -57,14 +57,16 @@ class Replay:
 
     def _record(self) -> None:
         key = next(_keys)
-        for mirror in self._changing:
-            mirror.pull()
+        for mirrors in self._changing:
+            mirrors.pull()
         try:
             self._model.capture(key, *self._buffers)
-        except RuntimeError as refusal:
+            self._model._await_device_graphs()  # it is made ready on another thread, whose errors are told here
+        except (RuntimeError, ValueError) as refusal:  # as MAX's calls to a device may raise either
             logger.warning("the device records no graphs (%s): each step's kernels are started one by one", refusal)
             return
+        finally:
+            push_all(self._changing)
         self._key = key
         release = weakref.finalize(self, self._model.release_captured_graph, key)  # before the buffers are let go
         release.atexit = False  # MAX may be gone by then
-        push_all(self._changing)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from max.driver import Buffer
 
-from whisper_max_plugin.execution.devices import Device, Mirror, push_all
+from whisper_max_plugin.execution.devices import Device, Mirrors, push_all
 from whisper_max_plugin.execution.replay import Replay
 
 Ranges = tuple[int, int, int, int]
@@ -80,13 +80,15 @@ class SearchInputs:
         n_vocab, k = kind.n_vocab, kind.n_candidates
         self.batch = batch
         self.kind = kind
-        self.ids = Mirror(np.zeros((batch, k), dtype=np.int64), device)
-        self.logprobs = Mirror(np.zeros((batch, k), dtype=np.float32), device)
+        self.found = Mirrors(device, np.zeros((batch, k), dtype=np.int64), np.zeros((batch, k), dtype=np.float32))
+        self.ids, self.logprobs = self.found.each
         self.logits = self.filtered = device.empty((batch, n_vocab))
-        self.ranges = Mirror(np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64), device)
-        self.stamps = Mirror(np.full(batch, NO_STAMP, dtype=np.int64), device)
-        self.chosen = Mirror(np.zeros((n_text_ctx, batch), dtype=np.int64), device)
-        self.chosen_logprobs = Mirror(np.zeros((n_text_ctx, batch), dtype=np.float32), device)
+        any_token = np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64)
+        self.asked = Mirrors(device, any_token, np.full(batch, NO_STAMP, dtype=np.int64))
+        self.ranges, self.stamps = self.asked.each
+        by_position = n_text_ctx, batch
+        self._best = Mirrors(device, np.zeros(by_position, dtype=np.int64), np.zeros(by_position, dtype=np.float32))
+        self.chosen, self.chosen_logprobs = self._best.each
         self.suppressed = device.put(suppressed_tokens(kind.suppressed))
         self._rules = device.put(torch.tensor([kind.eot, kind.timestamp_begin, n_vocab]))
         self._device = device
@@ -107,13 +109,9 @@ class SearchInputs:
         return [*buffers, self.suppressed, self._rules]
 
     def pull(self, n_steps: int = 1) -> None:
-        """Bring to the host what the latest search has found, and what was chosen by `n_steps` - 1 steps before it."""
+        """Bring to the host what the latest search has found or, of several steps, the best token of each."""
         self.filtered = self.logits
-        self.ids.pull()
-        self.logprobs.pull()
-        if n_steps > 1:
-            self.chosen.pull()
-            self.chosen_logprobs.pull()
+        (self.found if n_steps == 1 else self._best).pull()
 
     def ask_for(self, other: SearchInputs, rows: slice) -> None:
         """Let `rows` be the sequences of another search."""
@@ -122,9 +120,10 @@ class SearchInputs:
 
     def answer(self, other: SearchInputs, rows: slice, n_steps: int) -> None:
         """Give another search, on the host, what was found in `n_steps` steps for `rows`, which are its sequences."""
-        other.ids.array[:], other.logprobs.array[:] = self.ids.array[rows], self.logprobs.array[rows]
         other.filtered = self.logits[rows, :]
-        if n_steps > 1:
+        if n_steps == 1:
+            other.ids.array[:], other.logprobs.array[:] = self.ids.array[rows], self.logprobs.array[rows]
+        else:
             other.chosen.array[:] = self.chosen.array[:, rows]
             other.chosen_logprobs.array[:] = self.chosen_logprobs.array[:, rows]
 
@@ -207,10 +206,12 @@ class StepInputs:
         batch = search.batch
         self.search = search
         self.replay: Replay | None = None  # made by who runs the graph
-        self._tokens = Mirror(np.zeros((n_audio, batch // n_audio), dtype=np.int64), device)
-        self._positions = Mirror(np.zeros(batch, dtype=np.int64), device)
-        self._holders = Mirror(np.zeros((batch, n_text_ctx), dtype=np.int32), device)
-        self._memory = Mirror(np.zeros((n_audio, 1 + 4 * n_layer), dtype=np.int64), device)
+        latest = np.zeros((n_audio, batch // n_audio), dtype=np.int64)
+        self._start = Mirrors(device, latest, np.zeros(batch, dtype=np.int64))
+        self._tokens, self._positions = self._start.each
+        of_windows = np.zeros((n_audio, 1 + 4 * n_layer), dtype=np.int64)
+        self._places = Mirrors(device, np.zeros((batch, n_text_ctx), dtype=np.int32), of_windows)
+        self._holders, self._memory = self._places.each
         self._moved = False
         mirrors = self._tokens, self._positions, self._holders, self._memory
         tokens, positions, holders, memory = (mirror.buffer for mirror in mirrors)
@@ -237,13 +238,13 @@ class StepInputs:
 
     def push(self) -> None:
         """Bring to the device what was said."""
-        push_all([*self.changing, self._holders, self._memory] if self._moved else self.changing)
+        push_all([*self.changing, self._places] if self._moved else self.changing)
         self._moved = False
 
     @property
-    def changing(self) -> tuple[Mirror, ...]:
+    def changing(self) -> tuple[Mirrors, ...]:
         """What a step reads, and writes for the next: where it starts, and what may follow."""
-        return self._tokens, self._positions, self.search.ranges, self.search.stamps
+        return self._start, self.search.asked
 
 
 def suppressed_tokens(tokens: Sequence[int]) -> torch.Tensor:

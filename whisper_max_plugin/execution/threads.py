@@ -54,8 +54,9 @@ def _limit_this_thread(outside: int) -> None:
 
 def _lift_limit(limited: int) -> None:
     if threading.get_ident() == limited:  # from another thread, or its garbage collector, nothing reaches this one
-        torch.set_num_threads(_limit.outside)
         _limit.holders -= 1
+        if _limit.holders == 0:
+            torch.set_num_threads(_limit.outside)
 
 
 def torch_threads() -> int:
@@ -79,7 +80,8 @@ def copied(x: Tensor) -> Tensor:
     Torch's threads would wait for MAX's, which hold the cores for milliseconds after a graph, and then hold them
     themselves while the next one runs.
     """
-    return torch.from_numpy(x.numpy().copy())
+    raw = x.view(torch.int16) if x.dtype == torch.bfloat16 else x  # NumPy knows no bfloat16
+    return torch.from_numpy(raw.numpy().copy()).view(x.dtype)
 
 
 @contextmanager

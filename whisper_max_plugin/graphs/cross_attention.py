@@ -15,10 +15,10 @@ def build_cross_kv(
 ) -> None:
     """Add the graph ``cross_kv`` to `module`: what every decoder layer attends to, once per window.
 
-    Input: audio_features (n_audio, n_audio_ctx, n_audio_state).
+    Input: audio_features (n_audio, n_audio_ctx, n_audio_state), as the graph ``encoder`` returns them.
     Outputs: key 0, value 0, key 1, value 1, …, each (n_audio, n_text_head, n_audio_ctx, head_dim).
     """
-    features_type = TensorType(DType.float32, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
+    features_type = TensorType(types.features, ["n_audio", dims.n_audio_ctx, dims.n_audio_state], device)
     layers = layers_for(dims, types, device)
 
     with Graph("cross_kv", input_types=[features_type], module=module, kernel_library=library) as graph:

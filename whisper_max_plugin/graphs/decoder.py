@@ -7,7 +7,6 @@ from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, Tenso
 from whisper.model import ModelDimensions
 
 from whisper_max_plugin.graphs.kernel_layers import layers_for
-from whisper_max_plugin.graphs.layers import host_scalar
 from whisper_max_plugin.graphs.types import Types
 
 
@@ -24,11 +23,10 @@ def build_decoder(
 
     Inputs
     ------
-    tokens (n_audio, n_group, n_tokens) int64; offset () int64 on the host, the position of the first token;
-    mask (n_tokens, n_filled), 0 or -inf, n_filled being offset + n_tokens; rows (n_rows) int64, the positions
-    among the tokens whose logits are wanted; 2 * n_text_layer self-attention buffers (n_filled, n_audio, n_group,
-    n_copies, n_text_state), key 0, value 0, …: the filled front of the preallocated cache, whose last n_tokens entries
-    this run writes, to the first of n_copies rows, the others being for sequences that start from it later;
+    tokens (n_audio, n_group, n_tokens) int64; positions (n_tokens) int64, of the tokens in the text; rows (n_rows)
+    int64, those of the tokens whose logits are wanted; 2 * n_text_layer self-attention buffers (n_filled, n_audio,
+    n_group, n_copies, n_text_state), key 0, value 0, …: the filled front of the preallocated cache, whose last n_tokens
+    entries this run writes, to the first of n_copies rows, the others being for sequences that start from it later;
     2 * n_text_layer cross-attention tensors as the graph ``cross_kv`` returns them.
 
     Outputs
@@ -42,8 +40,7 @@ def build_decoder(
     cross_type = TensorType(types.cache, ["n_audio", n_head, dims.n_audio_ctx, head_dim], device)
     input_types = [
         TensorType(DType.int64, ["n_audio", "n_group", "n_tokens"], device),
-        TensorType(DType.int64, [], DeviceRef.CPU()),
-        TensorType(DType.float32, ["n_tokens", "n_filled"], device),
+        TensorType(DType.int64, ["n_tokens"], device),
         TensorType(DType.int64, ["n_rows"], device),
         *[cache_type] * (2 * n_layer),
         *[cross_type] * (2 * n_layer),
@@ -53,17 +50,16 @@ def build_decoder(
     weights = layers.weights
 
     with Graph("decoder", input_types=input_types, module=module, kernel_library=library) as graph:
-        tokens, offset, mask, rows = (value.tensor for value in graph.inputs[:4])
-        caches = [value.buffer for value in graph.inputs[4 : 4 + 2 * n_layer]]
-        cross_kv = [value.tensor for value in graph.inputs[4 + 2 * n_layer :]]
+        tokens, positions, rows = (value.tensor for value in graph.inputs[:3])
+        caches = [value.buffer for value in graph.inputs[3 : 3 + 2 * n_layer]]
+        cross_kv = [value.tensor for value in graph.inputs[3 + 2 * n_layer :]]
         n_audio, n_group, n_tokens = tokens.shape
         batch = n_audio * n_group
 
         token_embedding = layers.token_embedding(dims.n_vocab, n_state)
-        positions = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
-        new = (slice(offset, offset + host_scalar(n_tokens)), n_tokens)
+        position_table = weights("decoder.positional_embedding", dims.n_text_ctx, n_state)
         x = ops.gather(token_embedding, tokens, axis=0).cast(DType.float32)
-        x = x + ops.slice_tensor(positions, [new, slice(None)])
+        x = x + ops.gather(position_table, positions, axis=0)
         x = ops.reshape(x, [batch, n_tokens, n_state])
 
         traces: list[TensorValue] = []
@@ -71,7 +67,7 @@ def build_decoder(
             name = f"decoder.blocks.{layer}"
             keys, values = caches[2 * layer : 2 * layer + 2]
             h = layers.norm(x, f"{name}.attn_ln", n_state)
-            a = layers.causal_attention(h, f"{name}.attn", n_head, keys, values, offset, mask)
+            a = layers.causal_attention(h, f"{name}.attn", n_head, keys, values, positions)
             x = layers.linear_add(a, f"{name}.attn.out", n_state, n_state, x)
 
             h = layers.norm(x, f"{name}.cross_attn_ln", n_state)

@@ -16,7 +16,8 @@ def build_encoder(
 ) -> None:
     """Add the graph ``encoder`` to `module`; it mirrors ``whisper.model.AudioEncoder.forward``.
 
-    Input: mel (batch, n_mels, 2 * n_audio_ctx). Output: audio_features (batch, n_audio_ctx, n_audio_state).
+    Input: mel (batch, n_mels, 2 * n_audio_ctx).
+    Output: audio_features (batch, n_audio_ctx, n_audio_state), of `Types.features`.
     """
     n_state, n_head = dims.n_audio_state, dims.n_audio_head
     mel_type = TensorType(DType.float32, ["batch", dims.n_mels, 2 * dims.n_audio_ctx], device)
@@ -38,4 +39,4 @@ def build_encoder(
             x = layers.linear_add(layers.attention(q, k, v), f"{name}.attn.out", n_state, n_state, x)
             x = layers.mlp_add(layers.norm(x, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
 
-        graph.output(layer_norm(x, weights, "encoder.ln_post", n_state))
+        graph.output(layer_norm(x, weights, "encoder.ln_post", n_state).cast(types.features))

@@ -101,8 +101,7 @@ class KernelLayers(Layers):
         n_head: int,
         keys: BufferValue,
         values: BufferValue,
-        offset: TensorValue,
-        mask: TensorValue,
+        positions: TensorValue,
     ) -> TensorValue:
         return kernels.causal_attention(self._qkv(x, name), keys, values, int(x.shape[2]) // n_head)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, DimLike, Graph, TensorValue, Weight, ops
 
@@ -115,18 +117,17 @@ class Layers:
         n_head: int,
         keys: BufferValue,
         values: BufferValue,
-        offset: TensorValue,
-        mask: TensorValue,
+        positions: TensorValue,
     ) -> TensorValue:
         """Mirror the decoder's self-attention up to its ``out``, with a cache.
 
         The keys and values of x (batch, n_tokens, n_state) are written to the end of the caches (n_filled, n_audio,
-        n_group, n_copies, n_state), from `offset` on; mask (n_tokens, n_filled) hides the later tokens from the
-        earlier.
+        n_group, n_copies, n_state), where `positions` (n_tokens) says that they belong.
         """
         n_filled, n_audio, n_group, _, n_state = keys.shape
         batch, n_tokens, _ = x.shape
-        new = (slice(offset, offset + host_scalar(n_tokens)), n_tokens)
+        filled_so_far = host_scalar(n_filled) - host_scalar(n_tokens)
+        new = (slice(filled_so_far, host_scalar(n_filled)), n_tokens)
         of_each = [slice(None), slice(None), (slice(0, 1), 1), slice(None)]
         filled = []
         for part, cache in (("key", keys), ("value", values)):
@@ -137,7 +138,10 @@ class Layers:
             heads = ops.reshape(all_filled, [n_filled, batch, n_head, int(n_state) // n_head])
             filled.append(ops.permute(heads, [1, 2, 0, 3]))
         q = split_heads(self.linear(x, f"{name}.query", int(n_state), int(n_state)), n_head)
-        return merge_heads(attention(q, filled[0], filled[1], mask))
+        every = ops.range(0, host_scalar(n_filled), out_dim=n_filled, dtype=DType.int64, device=x.device)
+        is_later = ops.greater(ops.unsqueeze(every, 0), ops.unsqueeze(positions, 1))  # (n_tokens, n_filled)
+        zero, hidden = (ops.constant(value, DType.float32, device=x.device) for value in (0.0, -math.inf))
+        return merge_heads(attention(q, filled[0], filled[1], ops.where(is_later, hidden, zero)))
 
     def scores(self, q: TensorValue, keys: TensorValue) -> TensorValue:
         """Return what `attention` takes the softmax of, (batch, n_head, length, n_keys)."""

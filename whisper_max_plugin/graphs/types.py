@@ -30,6 +30,11 @@ class Types:
     matrices: DType = DType.float32
 
     @property
+    def features(self) -> DType:
+        """What the encoder returns: where products are of half width, upstream's features are, too."""
+        return self.operands if self.are_half else DType.float32
+
+    @property
     def are_half(self) -> bool:
         """Whether products are those of tensor cores."""
         return self.matrices != DType.float32

@@ -16,6 +16,7 @@ from whisper.model import Whisper
 from whisper.timing import WordTiming
 from whisper.tokenizer import Tokenizer
 
+from whisper_max_plugin import patches
 from whisper_max_plugin.graphs.alignment import MEDIAN_WIDTH
 from whisper_max_plugin.inference.hooks import has_hooks
 from whisper_max_plugin.inference.modules import MaxTextDecoder
@@ -42,7 +43,7 @@ def find_alignment(
     Parameters
     ----------
     original : Callable
-        upstream's ``whisper.timing.find_alignment``
+        upstream's ``whisper.timing.find_alignment``, or a wrapper of it, in which it has its turn
     model : Whisper
         an accelerated one
     tokenizer : Tokenizer
@@ -55,13 +56,14 @@ def find_alignment(
     tokens = [*tokenizer.sot_sequence, tokenizer.no_timestamps, *text_tokens, tokenizer.eot]
     n_before = len(tokenizer.sot_sequence)
     n_frames = min(num_frames // 2, model.dims.n_audio_ctx)
+    heads = _heads(model)
     is_usual = (
         not settings
         and 0 < len(text_tokens) <= model.dims.n_text_ctx - n_before - 2
         and all(0 <= token < tokenizer.eot for token in text_tokens)
         and max(tokens) < model.dims.n_vocab
         and n_frames > MEDIAN_WIDTH // 2
-        and len(heads := _heads(model)) > 0
+        and len(heads) > 0
         and _is_mirrored(original)
         and _is_unwatched(model)
     )
@@ -94,8 +96,9 @@ def digest(function: Callable[..., Any]) -> str:
 
 @functools.cache
 def _is_mirrored(original: Callable[..., Any]) -> bool:
+    inside = getattr(original, "__wrapped__", original)
     try:
-        return digest(original) in MIRRORED
+        return patches.is_defined_in(inside, timing) and digest(inside) in MIRRORED
     except (OSError, TypeError):  # the source is not at hand
         return False
 
@@ -108,7 +111,7 @@ def _is_unwatched(model: Whisper) -> bool:
         and not has_hooks(model, ())
         and isinstance(model.decoder, MaxTextDecoder)
         and model.decoder.can_align()
-        and inspect.unwrap(timing.median_filter).__module__ == timing.__name__
+        and patches.is_defined_in(patches.originals.get(timing.median_filter, timing.median_filter), timing)
     )
 
 

@@ -16,6 +16,7 @@ from whisper_max_plugin.execution.engine import CrossKV, DecoderOutput, Engine
 from whisper_max_plugin.execution.session import refuse_after_fork
 from whisper_max_plugin.execution.step_inputs import SearchInputs
 from whisper_max_plugin.execution.threads import all_torch_threads, copied
+from whisper_max_plugin.inference.backward import without_backward
 from whisper_max_plugin.inference.hooks import has_hooks, run_forward_hooks, why_foreign
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.runtime import Runtime
@@ -56,7 +57,7 @@ class MaxAudioEncoder(AudioEncoder):
         if self.conv1._forward_hooks:
             run_forward_hooks("encoder.conv1", self.conv1, (x,), self.conv1.forward(x))
         features = self.runtime.encode(mel, x.dtype)
-        return features.to(x.device, x.dtype)
+        return without_backward(features.to(x.device, x.dtype), x, self)
 
 
 class MaxTextDecoder(TextDecoder):
@@ -109,7 +110,7 @@ class MaxTextDecoder(TextDecoder):
 
         cache = kv_cache if isinstance(kv_cache, KVCache) else KVCache(self, self.runtime)
         engine = cache.engine = cache.engine or self.runtime.engine(xa.dtype)
-        cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(_to_host(xa), engine)
+        cross_kv = cache.cross_kv = cache.cross_kv or self.runtime.cross_kv(xa, engine)
         if self.token_embedding._forward_hooks:
             run_forward_hooks("decoder.token_embedding", self.token_embedding, (x,), self.token_embedding.forward(x))
         n_audio = xa.shape[0]
@@ -120,7 +121,7 @@ class MaxTextDecoder(TextDecoder):
             inputs = cache.next_step(tokens.flatten().tolist())
             engine.step(inputs)
             logits = copied(engine.device.get(inputs.search.logits))  # the next step writes there
-            return logits.unsqueeze(1).to(xa.device)
+            return without_backward(logits.unsqueeze(1).to(xa.device), xa, self)
         self_kv = cache.extend(batch, n_tokens)
         wanted = range(n_tokens) if rows is None else [row % n_tokens for row in rows]
         output = engine.decode(tokens, wanted, self_kv, cross_kv)
@@ -128,7 +129,7 @@ class MaxTextDecoder(TextDecoder):
         if self.ln._forward_hooks:
             hidden = engine.device.get(output.hidden).to(xa.device, xa.dtype)
             run_forward_hooks("decoder.ln", self.ln, (hidden,), self.ln.forward(hidden))
-        return engine.device.get(output.logits).to(xa.device)
+        return without_backward(engine.device.get(output.logits).to(xa.device), xa, self)
 
     def can_step(self, cache: KVCache) -> bool:
         """Tell whether `step` may continue what a pass of the whole module has begun in `cache`."""
@@ -191,7 +192,7 @@ class MaxTextDecoder(TextDecoder):
         with self.runtime.passes:
             cache = KVCache(self, self.runtime)
             engine = cache.engine = self.runtime.engine(xa.dtype)
-            cross_kv = self.runtime.cross_kv(_to_host(xa), engine)
+            cross_kv = self.runtime.cross_kv(xa, engine)
             text = tokens[n_before + 1 : -1]
             rows = range(n_before, n_before + len(text))
             self_kv = cache.extend(1, len(tokens))

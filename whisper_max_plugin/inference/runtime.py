@@ -7,10 +7,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
+from max.driver import Buffer
 from torch import Tensor, nn
 
 from whisper_max_plugin.execution.devices import Device
@@ -33,6 +34,13 @@ class _Computed:
     engine: weakref.ref[Engine]
     input: Tensor
     output: Any
+
+
+class _Features(NamedTuple):
+    """What an encoder run returned, here and on the device."""
+
+    here: Tensor
+    there: Buffer
 
 
 class _Window(threading.local):
@@ -148,22 +156,41 @@ class Runtime:
             else:
                 window.encoded = None  # let go before the next is computed, so that memory holds one of them
                 own = copied(mel)
-                window.encoded = _Computed(weakref.ref(engine), own, engine.encode(own))
-            features: Tensor = window.encoded.output
-            return copied(features)  # the caller may write to it
+                there = engine.encode(own)
+                window.encoded = _Computed(weakref.ref(engine), own, _Features(engine.device.get(there), there))
+            features: _Features = window.encoded.output
+            return copied(features.here)  # the caller may write to it
 
     def cross_kv(self, audio_features: Tensor, engine: Engine) -> CrossKV:
-        """Project audio_features (n_audio, n_audio_ctx, n_audio_state), unless they are the latest ones again."""
+        """Project audio_features (n_audio, n_audio_ctx, n_audio_state), unless they are the latest ones again.
+
+        Those of the latest encoder run are on the device still.
+        """
         with self._lock:
             window = self._window
+            audio_features = audio_features.detach().to("cpu")
             if not _is_known(window.projected, engine, audio_features):
                 window.projected = None
-                own = copied(audio_features)
-                window.projected = _Computed(weakref.ref(engine), own, engine.cross_kv(own))
+                features = self._features(audio_features, engine)
+                window.projected = _Computed(weakref.ref(engine), features.here, engine.cross_kv(features.there))
             cross_kv: CrossKV = window.projected.output
             return cross_kv
 
+    def _features(self, audio_features: Tensor, engine: Engine) -> _Features:
+        encoded = self._window.encoded
+        if encoded is not None and encoded.engine() is engine:
+            latest: _Features = encoded.output
+            if _are_equal(latest.here, audio_features):
+                return latest
+        own = copied(audio_features)
+        return _Features(own, engine.put_features(own))
+
 
 def _is_known(latest: _Computed | None, engine: Engine, x: Tensor) -> TypeGuard[_Computed]:
-    # not by torch.equal, see `copied`
-    return latest is not None and latest.engine() is engine and np.array_equal(latest.input.numpy(), x.numpy())
+    return latest is not None and latest.engine() is engine and _are_equal(latest.input, x)
+
+
+def _are_equal(x: Tensor, y: Tensor) -> bool:
+    """Compare the bits of tensors on the CPU; not by torch, see `copied`."""
+    raw = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.dtype == y.dtype and np.array_equal(x.view(raw).numpy(), y.view(raw).numpy())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import whisper.decoding
 from max.driver import Buffer
 from torch import Tensor
 from whisper.decoding import (
@@ -23,6 +24,7 @@ from whisper.decoding import (
     TokenDecoder,
 )
 
+from whisper_max_plugin import patches
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.step_inputs import (
     NO_STAMP,
@@ -207,12 +209,14 @@ class Search:
 
         They count up to the end of all sequences, or to a token of which upstream's code has to say what follows.
         """
-        if n_steps > 1:
-            n_taken = self._take_best(n_steps - 1)
-            if self.completed or n_taken < n_steps - 1:
-                return n_taken
-        self._take_last(self.inputs.filtered)
-        return n_steps
+        if n_steps == 1:
+            self._take_last(self.inputs.filtered)
+            return 1
+        n_taken = self._take_best(n_steps)
+        if n_taken == n_steps - 1 and not self.completed:  # what the last step has found is upstream's to judge
+            self._update_by_upstream(self.inputs.filtered)
+            return n_steps
+        return n_taken
 
     def _take_best(self, n_steps: int) -> int:
         """Extend the sequences by the best tokens of a greedy search, as long as upstream would choose them."""
@@ -237,10 +241,13 @@ class Search:
         else:
             # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
             # and equally good ones, whose order is torch's to choose
-            logits = self._engine.device.get(filtered)
-            tokens, completed = self._decoder.update(self.tokens, logits, self.sum_logprobs)
-            self.sequences = tokens.tolist()
-            self.completed = bool(completed)
+            self._update_by_upstream(filtered)
+
+    def _update_by_upstream(self, filtered: Buffer) -> None:
+        logits = self._engine.device.get(filtered)
+        tokens, completed = self._decoder.update(self.tokens, logits, self.sum_logprobs)
+        self.sequences = tokens.tolist()
+        self.completed = bool(completed)
 
     def _choose(self, ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> None:
         """Mirror ``GreedyDecoder.update`` at temperature 0."""
@@ -296,5 +303,4 @@ def _is_clear(logprobs: npt.NDArray[np.float32], n_candidates: int) -> bool:
 
 def _is_upstreams(part: Any, method: str) -> bool:
     """Tell whether `part` does what upstream's code says: neither its class nor the method was replaced."""
-    function = getattr(type(part), method)
-    return function.__module__ == "whisper.decoding" and method not in vars(part)
+    return patches.is_defined_in(getattr(type(part), method), whisper.decoding) and method not in vars(part)
