@@ -184,7 +184,7 @@ def test_only_a_device_of_its_own_runs_ahead_and_only_in_greedy_search(nano: Pai
 def test_all_steps_count(elsewhere: MaxWhisper) -> None:
     search = search_ahead(elsewhere, 2)
     pretend(search, [[1, 2], [3, EOT], [5, 6]], [[-1, -2], [-3, -4], [-5, -6]])
-    assert search.take(3) == 3
+    assert search.accept(3) == 3
     assert search.sequences == [[*PROMPT, 1000, 1, 3, 5], [*PROMPT, 1000, 2, EOT, EOT]]
     assert search.sum_logprobs.tolist() == [-9, -6]
     assert not search.completed
@@ -193,7 +193,7 @@ def test_all_steps_count(elsewhere: MaxWhisper) -> None:
 def test_steps_behind_the_end_do_not_count(elsewhere: MaxWhisper) -> None:
     search = search_ahead(elsewhere, 2)
     pretend(search, [[1, EOT], [EOT, 7], [8, 9]], [[-1, -2], [-3, -4], [-5, -6]])
-    assert search.take(3) == 2
+    assert search.accept(3) == 2
     assert search.sequences == [[*PROMPT, 1000, 1, EOT], [*PROMPT, 1000, EOT, EOT]]
     assert search.sum_logprobs.tolist() == [-4, -2]
     assert search.completed
@@ -205,7 +205,7 @@ def test_a_last_step_that_is_strange_is_upstreams_to_judge(elsewhere: MaxWhisper
     logits = torch.zeros(1, elsewhere.dims.n_vocab)
     logits[0, 7] = torch.nan
     search.inputs.filtered = elsewhere.decoder.runtime.device.put(logits)
-    assert search.take(3) == 3
+    assert search.accept(3) == 3
     assert search.sequences == [[*PROMPT, 1000, 1, 2, 7]]  # as argmax says
     assert search.n_ahead == 1
 
@@ -216,7 +216,7 @@ def test_steps_from_a_strange_one_on_do_not_count_and_the_host_takes_over(elsewh
     logprobs = np.full((3, 1), -1.0)
     logprobs[step] = np.nan
     pretend(search, [[1], [2], [3]], logprobs.tolist())
-    assert search.take(3) == step
+    assert search.accept(3) == step
     assert search.sequences == [[*PROMPT, 1000, 1, 2, 3][: len(PROMPT) + 1 + step]]
     assert search.n_ahead == 1
 

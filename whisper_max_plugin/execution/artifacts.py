@@ -40,7 +40,7 @@ class ArtifactKey:
     ----------
     dims : tuple[int, ...]
     precision, device : str
-        `engine.artifact_precision`, and `devices.Device.kind`
+        `graphs.Types` as a name, and `devices.Device.kind`
     max_version : str
     graphs : str
         digest of the sources that the graphs are built from

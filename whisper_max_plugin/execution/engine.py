@@ -220,7 +220,7 @@ class Engine:
 
     def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
-        inputs.asked.push()
+        inputs.allowed.push()
         self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.buffer)
         REPORT.graph_run("search")
 

@@ -16,7 +16,7 @@ from whisper_max_plugin.execution.devices import Device, Mirrors, push_all
 from whisper_max_plugin.execution.replay import Replay
 
 Ranges = tuple[int, int, int, int]
-"""The tokens that a sequence may choose: text from [0] to [1], and timestamps from [2] to [3]."""
+"""The tokens t that a sequence may choose: text, [0] <= t < [1], and timestamps, [2] <= t < [3]."""
 
 NO_STAMP = -1
 NO_TOKEN = -1
@@ -61,6 +61,8 @@ class SearchInputs:
     Attributes
     ----------
     batch, kind
+    found : Mirrors
+        what the latest search found: `ids` and `logprobs`
     ids, logprobs : Mirror, shape = (batch, n_candidates)
         each sequence's best next tokens, the best first, and their log-probabilities; -inf and NaN where there are none
     suppressed : Buffer
@@ -68,6 +70,8 @@ class SearchInputs:
         what a step writes
     filtered : Buffer, shape = (batch, n_vocab)
         the logits of the latest step, -inf where a token cannot be chosen
+    allowed : Mirrors
+        what the next one may find: `ranges` and `stamps`
     ranges : Mirror, shape = (batch, 4)
         the `Ranges` of each sequence
     stamps : Mirror, shape = (batch)
@@ -84,8 +88,8 @@ class SearchInputs:
         self.ids, self.logprobs = self.found.each
         self.logits = self.filtered = device.empty((batch, n_vocab))
         any_token = np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64)
-        self.asked = Mirrors(device, any_token, np.full(batch, NO_STAMP, dtype=np.int64))
-        self.ranges, self.stamps = self.asked.each
+        self.allowed = Mirrors(device, any_token, np.full(batch, NO_STAMP, dtype=np.int64))
+        self.ranges, self.stamps = self.allowed.each
         by_position = n_text_ctx, batch
         self._best = Mirrors(device, np.zeros(by_position, dtype=np.int64), np.zeros(by_position, dtype=np.float32))
         self.chosen, self.chosen_logprobs = self._best.each
@@ -113,13 +117,13 @@ class SearchInputs:
         self.filtered = self.logits
         (self.found if n_steps == 1 else self._best).pull()
 
-    def ask_for(self, other: SearchInputs, rows: slice) -> None:
-        """Let `rows` be the sequences of another search."""
+    def copy_ranges_from(self, other: SearchInputs, rows: slice) -> None:
+        """Let `rows` be the sequences of another search, whose ranges they are given."""
         self.ranges.array[rows] = other.ranges.array
         self.stamps.array[rows] = other.stamps.array
 
-    def answer(self, other: SearchInputs, rows: slice, n_steps: int) -> None:
-        """Give another search, on the host, what was found in `n_steps` steps for `rows`, which are its sequences."""
+    def copy_found_to(self, other: SearchInputs, rows: slice, n_steps: int) -> None:
+        """Copy what `n_steps` steps have found for `rows` to the search whose sequences they are, on the host."""
         other.filtered = self.logits[rows, :]
         if n_steps == 1:
             other.ids.array[:], other.logprobs.array[:] = self.ids.array[rows], self.logprobs.array[rows]
@@ -217,8 +221,8 @@ class StepInputs:
         tokens, positions, holders, memory = (mirror.buffer for mirror in mirrors)
         self.buffers = [tokens, positions, *search.buffers, holders, memory]
 
-    def seat(self, cache: Cache, tokens: Sequence[int], first: int = 0) -> None:
-        """Say what the next step continues; without it, a step continues what the one before has chosen.
+    def place(self, cache: Cache, tokens: Sequence[int], first: int = 0) -> None:
+        """Write what the next step continues; without it, a step continues what the one before has chosen.
 
         Parameters
         ----------
@@ -237,14 +241,14 @@ class StepInputs:
                 self._moved = True
 
     def push(self) -> None:
-        """Bring to the device what was said."""
+        """Bring to the device what was written."""
         push_all([*self.changing, self._places] if self._moved else self.changing)
         self._moved = False
 
     @property
     def changing(self) -> tuple[Mirrors, ...]:
         """What a step reads, and writes for the next: where it starts, and what may follow."""
-        return self._start, self.search.asked
+        return self._start, self.search.allowed
 
 
 def suppressed_tokens(tokens: Sequence[int]) -> torch.Tensor:

@@ -153,8 +153,8 @@ def search(
 ) -> None:
     """Filter logits (batch, n_vocab) in place, and write each row's k best tokens to ids and logprobs (batch, k).
 
-    suppressed (n) int64, negative where there is none; ranges (batch, 4) int64: the first and last but one token of
-    text, and of timestamps.
+    suppressed (n) int64, negative where there is none; ranges (batch, 4) int64: of text, [0] <= token < [1] may be
+    found, and of timestamps, [2] <= token < [3].
     """
     if not logits.device.is_gpu():
         ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])

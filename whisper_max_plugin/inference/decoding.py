@@ -106,15 +106,17 @@ class MaxInference(Inference):
         if (lockstep := current(self.runtime)) is not None:
             n_steps = lockstep.step(self.kv_cache, search, n_steps)
         else:
-            self.decoder.step(search.latest, self.kv_cache, search.ask(), n_steps)
-        n_taken = search.take(n_steps)
-        self.kv_cache.count(n_taken - n_steps)
+            self.decoder.step(search.latest, self.kv_cache, search.write_ranges(), n_steps)
+        n_taken = search.accept(n_steps)
+        self.kv_cache.advance(n_taken - n_steps)
         return n_taken
 
     @property
     def engine(self) -> Engine:
         """What computes the passes."""
-        return (self.kv_cache and self.kv_cache.engine) or self.runtime.engine()
+        if self.kv_cache is not None and self.kv_cache.engine is not None:
+            return self.kv_cache.engine
+        return self.runtime.engine()
 
     def rearrange_kv_cache(self, source_indices: list[int]) -> None:
         """Update the key-value cache according to the updated beams."""

@@ -157,12 +157,12 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
                 self._device, len(tokens), self._n_text_ctx, SearchKind.of_any_token(self._n_vocab)
             )
         step = search.steps_of(self.n_audio, len(self._self_modules) // 2)
-        step.seat(self, tokens)
+        step.place(self, tokens)
         step.push()
         return step
 
-    def count(self, n_steps: int) -> None:
-        """Note that the graph ``step`` has run on by itself for so many tokens, or that so many do not count."""
+    def advance(self, n_steps: int) -> None:
+        """Note that the graph ``step`` has gone on by itself for so many tokens; negative if it went too far."""
         self._n_filled = dict.fromkeys(self._self_modules, self.n_filled + n_steps)
 
     def rearrange(self, source_indices: list[int]) -> None:

@@ -159,16 +159,16 @@ class Lockstep:
             n_audio = turn.cache.n_audio
             rows.append(slice(first * n_group, (first + n_audio) * n_group))
             turn.cache.grow(n_audio * n_group, 1)
-            inputs.seat(turn.cache, turn.search.latest, first)
-            inputs.search.ask_for(turn.search.ask(), rows[-1])
+            inputs.place(turn.cache, turn.search.latest, first)
+            inputs.search.copy_ranges_from(turn.search.write_ranges(), rows[-1])
             first += n_audio
         inputs.push()
         with self.runtime.passes:
             engine.step(inputs, n_steps)
         for turn, own in zip(turns, rows, strict=True):
             turn.n_steps = n_steps
-            turn.cache.count(n_steps - 1)
-            inputs.search.answer(turn.search.inputs, own, n_steps)
+            turn.cache.advance(n_steps - 1)
+            inputs.search.copy_found_to(turn.search.inputs, own, n_steps)
 
     def _inputs_for(self, kind: Alike, n_audio: int) -> StepInputs:
         """Return memory for so many windows; a GPU keeps what it has recorded of it."""

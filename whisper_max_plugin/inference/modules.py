@@ -163,7 +163,7 @@ class MaxTextDecoder(TextDecoder):
         refuse_after_fork()
         with self.runtime.passes:
             cache.engine.step(cache.next_step(tokens, search), n_steps)
-            cache.count(n_steps - 1)
+            cache.advance(n_steps - 1)
 
     def align(
         self, tokens: Sequence[int], n_before: int, xa: Tensor, heads: Mapping[int, Sequence[int]], n_frames: int

@@ -81,9 +81,10 @@ class Runtime:
         self.precision = precision
         self.verify = verify
         self._modules: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
+        """Be as new: with locks of its own, and no engine."""
         # One pass at a time, since hooks sit on modules that all threads share; `find_alignment` takes it as well,
         # so that its hooks see no other thread's pass.
         self.passes = threading.RLock()
@@ -98,7 +99,7 @@ class Runtime:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.verify = None
-        self._forget()
+        self._reset()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

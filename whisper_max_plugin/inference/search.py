@@ -132,7 +132,7 @@ class Search:
     completed : bool
         whether all of them have come to an end
     n_ahead : int
-        how many steps the graph may take before `take` has to look at what they found
+        how many steps the graph may take before `accept` has to look at what they found
     inputs : SearchInputs
     """
 
@@ -181,8 +181,8 @@ class Search:
     def _begins(self) -> bool:
         return len(self.sequences[0]) == self._rules.sample_begin
 
-    def ask(self) -> SearchInputs:
-        """Say what may follow each sequence; return what the graphs take."""
+    def write_ranges(self) -> SearchInputs:
+        """Write what may follow each sequence to `inputs`, which the graphs take, and return them."""
         self.inputs.ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
         if self.n_ahead > 1:
             self.inputs.stamps.array[:] = [self._rules.latest_stamp(sequence) for sequence in self.sequences]
@@ -197,28 +197,29 @@ class Search:
             of the last tokens; they are filtered in place
         """
         self.find_candidates(logits)
-        self._take_last(logits)
+        self._accept_last(logits)
 
     def find_candidates(self, logits: Buffer) -> None:
         """Filter logits (batch, n_vocab) in place, and find the best tokens, as a step does with its own."""
-        self._engine.search(logits, self.ask(), self._suppressed_first if self._begins else self.inputs.suppressed)
+        suppressed = self._suppressed_first if self._begins else self.inputs.suppressed
+        self._engine.search(logits, self.write_ranges(), suppressed)
         self.inputs.pull()
 
-    def take(self, n_steps: int) -> int:
+    def accept(self, n_steps: int) -> int:
         """Extend every sequence by the tokens that `n_steps` steps have left in `inputs`; return how many count.
 
         They count up to the end of all sequences, or to a token of which upstream's code has to say what follows.
         """
         if n_steps == 1:
-            self._take_last(self.inputs.filtered)
+            self._accept_last(self.inputs.filtered)
             return 1
-        n_taken = self._take_best(n_steps)
+        n_taken = self._accept_best(n_steps)
         if n_taken == n_steps - 1 and not self.completed:  # what the last step has found is upstream's to judge
             self._update_by_upstream(self.inputs.filtered)
             return n_steps
         return n_taken
 
-    def _take_best(self, n_steps: int) -> int:
+    def _accept_best(self, n_steps: int) -> int:
         """Extend the sequences by the best tokens of a greedy search, as long as upstream would choose them."""
         chosen, logprobs = self.inputs.chosen.array, self.inputs.chosen_logprobs.array
         position = len(self.sequences[0]) - 1
@@ -231,7 +232,7 @@ class Search:
                 return step + 1
         return n_steps
 
-    def _take_last(self, filtered: Buffer) -> None:
+    def _accept_last(self, filtered: Buffer) -> None:
         """Extend the sequences by what the latest search has found, and left of the logits (batch, n_vocab)."""
         ids, logprobs = self.inputs.ids.array, self.inputs.logprobs.array
         if self._is_greedy and np.isfinite(logprobs).all():
