@@ -156,7 +156,7 @@ def test_the_commands_print_the_sentence_and_no_traceback(folder: Path, capsys: 
         assert main(arguments) == 2
         assert capsys.readouterr() == ("", f"whisper-max: error: {message}\n")
     assert main(["doctor", "--parity", str(folder)]) == 1
-    assert f"FAIL: {folder}: {message}" in capsys.readouterr().out
+    assert f"FAIL: {message}" in capsys.readouterr().out  # which begins with the folder
 
 
 def test_a_refused_folder_leaves_nothing_behind(nano: Pair, folder: Path, tensors: Tensors) -> None:

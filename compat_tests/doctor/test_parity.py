@@ -183,7 +183,7 @@ def test_a_search_that_finds_other_tokens(nano: Pair, monkeypatch: pytest.Monkey
 
     def search(self: Engine, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         original(self, logits, inputs, suppressed)
-        inputs.ids.array += 1
+        inputs.ids.array[...] += 1
         inputs.found.push()
 
     monkeypatch.setattr(Engine, "search", search)

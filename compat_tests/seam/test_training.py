@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,14 @@ from ..conftest import Pair
 from .fixtures import TOKENS, mel, mels
 
 __all__ = ["mel", "mels"]  # fixtures, found by name
+
+
+@pytest.fixture(autouse=True)
+def grad() -> Iterator[None]:
+    """As in a new program, whatever ran before."""
+    with torch.enable_grad():
+        yield
+
 
 PASSES: dict[str, Callable[[Whisper, Tensor], Tensor]] = {
     "encoder": lambda model, mel: model.encoder(mel),
