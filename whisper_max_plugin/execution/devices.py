@@ -176,16 +176,18 @@ class Mirrors:
     def __init__(self, device: Device, *arrays: npt.NDArray[Any]) -> None:
         self._device = device
         starts = np.cumsum([0, *(-(-array.nbytes // self.ALIGNMENT) * self.ALIGNMENT for array in arrays)]).tolist()
+        places = [slice(start, start + array.nbytes) for start, array in zip(starts, arrays, strict=False)]
         self._here = np.zeros(starts[-1], dtype=np.uint8)
+        for place, array in zip(places, arrays, strict=True):
+            self._here[place] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._there = device.put(torch.from_numpy(self._here))
-        self.each = tuple(self._mirror(start, array) for start, array in zip(starts, arrays, strict=False))
-        self.push()
-
-    def _mirror(self, start: int, values: npt.NDArray[Any]) -> Mirror:
-        place = slice(start, start + values.nbytes)
-        array = self._here[place].view(values.dtype).reshape(values.shape)
-        array[...] = values
-        return Mirror(array, self._there[place].view(DType.from_numpy(values.dtype), values.shape))
+        self.each = tuple(
+            Mirror(
+                self._here[place].view(array.dtype).reshape(array.shape),
+                self._there[place].view(DType.from_numpy(array.dtype), array.shape),
+            )
+            for place, array in zip(places, arrays, strict=True)
+        )
 
     def push(self) -> None:
         """Bring the arrays to the device."""

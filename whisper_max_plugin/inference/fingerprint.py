@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 SAMPLES = 16  # of each tensor, evenly spread
-_RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what NumPy has for any type, by its size
+RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what NumPy has for any type, by its size
 
 
 class Fingerprint:
@@ -42,7 +42,7 @@ class Fingerprint:
         self._views: dict[int, list[npt.NDArray[Any]]] = {}  # of the others, by the size of a value
         for x in self._tensors:
             if _is_at_hand(x):
-                view = _sample(x.detach()).view(_RAW[x.element_size()]).numpy()
+                view = _sample(x.detach()).view(RAW[x.element_size()]).numpy()
                 self._views.setdefault(x.element_size(), []).append(view)
         self._samples = self._read()
 

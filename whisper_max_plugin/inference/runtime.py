@@ -19,7 +19,7 @@ from whisper_max_plugin.execution.engine import CrossKV, Engine
 from whisper_max_plugin.execution.threads import copied, one_torch_thread
 from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.graphs import Types
-from whisper_max_plugin.inference.fingerprint import Fingerprint
+from whisper_max_plugin.inference.fingerprint import RAW, Fingerprint
 from whisper_max_plugin.precision import DEFAULT
 from whisper_max_plugin.report import REPORT
 
@@ -193,5 +193,5 @@ def _is_known(latest: _Computed | None, engine: Engine, x: Tensor) -> TypeGuard[
 
 def _are_equal(x: Tensor, y: Tensor) -> bool:
     """Compare the bits of tensors on the CPU; not by torch, see `copied`."""
-    raw = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    raw = RAW[x.element_size()]
     return x.dtype == y.dtype and np.array_equal(x.view(raw).numpy(), y.view(raw).numpy())
