@@ -88,7 +88,8 @@ def reason_to_skip(python: Path, version: str, requirement: str, environment: di
 @impl
 def tox_before_run_commands(tox_env: ToxEnv) -> None:
     """Forget the results of an earlier run."""
-    _results(tox_env, ".xml").unlink(missing_ok=True)
+    for suffix in (".xml", ".running"):
+        _results(tox_env, suffix).unlink(missing_ok=True)
 
 
 @impl

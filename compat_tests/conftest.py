@@ -132,6 +132,14 @@ def recorded_facts(record_testsuite_property: Callable[[str, object], None]) -> 
     record_testsuite_property("deselected", len(_deselected))
 
 
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Leave the name of the test that begins beside the results, which a process that dies never writes."""
+    if results := item.config.getoption("xmlpath"):
+        running = Path(results).with_suffix(".running")
+        running.parent.mkdir(parents=True, exist_ok=True)
+        running.write_text(item.nodeid)
+
+
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     _deselected.extend(items)
 

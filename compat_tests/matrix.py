@@ -65,7 +65,9 @@ def read(name: str, results: Path) -> Environment:
     if not tests_file.exists():
         if name == "lint":
             return Environment(name, ended, reason)
-        return Environment(name, "failed", reason or "its tests left no results")
+        running = results / f"{name}.running"
+        during = f" (it ended in {running.read_text()})" if running.exists() else ""
+        return Environment(name, "failed", (reason or "its tests left no results") + during)
     (suite,) = ElementTree.parse(tests_file).iter("testsuite")
     facts = {fact.attrib["name"]: fact.attrib["value"] for fact in suite.iter("property")}
     if ROOT / "whisper_max_plugin" in Path(facts.get("package", "")).parents:
@@ -73,9 +75,15 @@ def read(name: str, results: Path) -> Environment:
     skips = Counter(skip.attrib["message"] for skip in suite.iter("skipped"))
     tests, errors, failures = (int(suite.attrib[count]) for count in ("tests", "errors", "failures"))
     failed = errors + failures
+    reason += "".join(f"\n  {test.attrib['classname']}::{test.attrib['name']}" for test in failing(suite))
     counts = Counter(passed=tests - failed - skips.total(), failed=failed, skipped=skips.total())
     counts["deselected"] = int(facts.get("deselected", 0))
     return Environment(name, ended, reason, counts, facts, skips, suite.attrib["timestamp"][:10])
+
+
+def failing(suite: ElementTree.Element) -> list[ElementTree.Element]:
+    """Return the tests of a run that failed, or could not begin or end."""
+    return [test for test in suite.iter("testcase") if any(outcome.tag in ("failure", "error") for outcome in test)]
 
 
 def table(environments: list[Environment]) -> str:
@@ -102,7 +110,7 @@ def totals(environments: list[Environment]) -> str:
 
 
 def problems(environments: list[Environment]) -> list[str]:
-    """Return a line for each environment that is neither well nor skipped."""
+    """Return a line for each environment that is neither well nor skipped, and one for each test that failed there."""
     wrong = [environment for environment in environments if environment.ended not in ("ok", "skipped")]
     return [f"{environment.name}: {environment.ended}, {environment.reason}" for environment in wrong]
 

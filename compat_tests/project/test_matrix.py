@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,17 +28,28 @@ FACTS = {
 }
 
 
-def leave(folder: Path, name: str, exit_code: int | None = 0, skipped: str | None = None, tests: str | None = None):
+def leave(
+    folder: Path,
+    name: str,
+    exit_code: int | None = 0,
+    skipped: str | None = None,
+    tests: str | None = None,
+    running: str | None = None,
+):
     """Write what tox and pytest leave of an environment."""
     (folder / f"{name}.json").write_text(json.dumps({"exit_code": exit_code, "skipped": skipped}))
     if tests is not None:
         (folder / f"{name}.xml").write_text(tests)
+    if running is not None:
+        (folder / f"{name}.running").write_text(running)
 
 
 def results(tests: int = 9, failures: int = 0, errors: int = 0, skips: tuple[str, ...] = ()) -> str:
     """Return pytest's results of a run."""
     facts = "".join(f'<property name="{name}" value="{value}" />' for name, value in FACTS.items())
     cases = "".join(f'<testcase><skipped message="{reason}" /></testcase>' for reason in skips)
+    for outcome, number in (("failure", failures), ("error", errors)):
+        cases += f'<testcase classname="tests.test_a" name="test_{outcome}[1]"><{outcome} /></testcase>' * number
     return (
         f'<testsuites><testsuite tests="{tests}" failures="{failures}" errors="{errors}" skipped="{len(skips)}" '
         f'timestamp="2026-11-21T10:00:00"><properties>{facts}</properties>{cases}</testsuite></testsuites>'
@@ -79,11 +93,18 @@ def test_skipped_environments_are_listed_with_the_reason_and_are_no_problem(tmp_
         (None, "py311: no result, it took no part"),
         ({"exit_code": None}, "py311: failed, it could not be made"),
         ({"exit_code": 0}, "py311: failed, its tests left no results"),
-        ({"exit_code": 1, "tests": results(failures=1)}, "py311: failed, exit status 1"),
+        (
+            {"exit_code": 1, "running": "test_a.py::test_b"},
+            "py311: failed, exit status 1 (it ended in test_a.py::test_b)",
+        ),
+        (
+            {"exit_code": 1, "tests": results(failures=1, errors=1)},
+            "py311: failed, exit status 1\n  tests.test_a::test_failure[1]\n  tests.test_a::test_error[1]",
+        ),
         ({"exit_code": 0, "tests": SOURCE_TREE}, "py311: failed, its tests imported the source tree and not the wheel"),
         ({"exit_code": 0, "tests": results()}, None),
     ],
-    ids=["nothing", "no environment", "no tests", "failed", "source tree", "well"],
+    ids=["nothing", "no environment", "no tests", "crashed", "failed", "source tree", "well"],
 )
 def test_what_counts_as_a_problem(tmp_path: Path, left, problem: str | None):
     if left is not None:
@@ -126,6 +147,16 @@ def test_a_problem_is_an_exit_status_and_an_incomplete_run_leaves_the_page_alone
 
     assert "py312: no result, it took no part\n9 passed, " in capsys.readouterr().out
     assert page.read_text() == "as it was"
+
+
+def test_a_process_that_dies_in_a_test_leaves_its_name(tmp_path: Path):
+    (tmp_path / "test_a.py").write_text("import os\n\ndef test_well(): pass\n\ndef test_dies(): os._exit(1)\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "compat_tests.conftest", "--rootdir", str(tmp_path)]
+    command += ["-c", os.devnull, "--junitxml", str(tmp_path / "results" / "py311.xml"), str(tmp_path)]
+    done = subprocess.run(command, cwd=matrix.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert not (tmp_path / "results" / "py311.xml").exists()
+    assert (tmp_path / "results" / "py311.running").read_text() == "test_a.py::test_dies"
 
 
 def test_environments_that_are_asked_for_by_name_need_not_take_part():
