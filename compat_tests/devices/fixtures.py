@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import whisper
+from max.driver import Buffer
+from torch.utils.dlpack import from_dlpack
 from whisper.model import Whisper
 
 from whisper_max_plugin.execution.devices import Device
@@ -16,10 +18,19 @@ from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 
 from ..data import NANO, SAMPLE
 
-ELSEWHERE = Device("cpu", shares_memory=False)
+
+class Elsewhere(Device):
+    """Memory of its own, on the CPU. MAX's copies there go by a thread that it may miss to wake (see `watch`)."""
+
+    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer]) -> None:
+        for target, source in zip(targets, sources, strict=True):
+            from_dlpack(target).copy_(from_dlpack(source))
 
 
-class HalfDevice(Device):
+ELSEWHERE = Elsewhere("cpu", shares_memory=False)
+
+
+class HalfDevice(Elsewhere):
     """Computes in half width if it is asked to, as a GPU does, though nothing is faster by it."""
 
     computes_in_half = True

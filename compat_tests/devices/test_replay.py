@@ -18,7 +18,6 @@ from whisper.tokenizer import get_tokenizer
 
 import whisper_max_plugin
 from whisper_max_plugin.doctor import comparison, parity_checks
-from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
@@ -27,7 +26,7 @@ from whisper_max_plugin.inference.search import STEPS_AHEAD, Rules, Search
 from ..compare import assert_same_result
 from ..conftest import Pair
 from ..data import SAMPLE_LONG
-from .fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
+from .fixtures import ELSEWHERE, Elsewhere, elsewhere, transcripts, upstreams_nano
 
 __all__ = ["elsewhere"]  # a fixture, found by name
 
@@ -42,8 +41,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-class Records(Device):
-    """A device on the CPU, with memory of its own, whose graphs may be recorded."""
+class Records(Elsewhere):
+    """A device whose graphs may be recorded."""
 
     @property
     def records_graphs(self) -> bool:
@@ -73,30 +72,25 @@ class Recorder:
     def __init__(self, runs_at_once: bool, wake: Callable[[], None]) -> None:
         self.runs_at_once = runs_at_once
         self.wake = wake
-        self.recordings: dict[int, tuple[list[Buffer], list[Buffer]]] = {}
+        self.recordings: dict[int, list[Buffer]] = {}
         self.n_recorded = 0
 
-    def capture(self, model: Model, key: int, *buffers: Buffer) -> list[Buffer]:
+    def capture(self, model: Model, key: int, *buffers: Buffer) -> None:
         assert key not in self.recordings
-        changed = [buffer.to_numpy().copy() for buffer in buffers]
-        outputs = [output.copy() for output in self._execute(model, buffers)]
+        before = [Buffer.from_dlpack(buffer.to_numpy().copy()) for buffer in buffers]
+        self._execute(model, buffers)
         if not self.runs_at_once:
-            for buffer, before in zip(buffers, changed, strict=True):
-                buffer.inplace_copy_from(Buffer.from_dlpack(before))
-                buffer.device.synchronize()
-        self.recordings[key] = list(buffers), outputs
+            RECORDS.copy(buffers, before)
+        self.recordings[key] = list(buffers)
         self.n_recorded += 1
-        return outputs
 
     def replay(self, model: Model, key: int, *buffers: Buffer) -> None:
-        recorded, outputs = self.recordings[key]
-        assert [buffer._data_ptr() for buffer in buffers] == [buffer._data_ptr() for buffer in recorded]
-        for output, latest in zip(outputs, self._execute(model, buffers), strict=True):
-            output.inplace_copy_from(latest)
+        assert [buffer._data_ptr() for buffer in buffers] == [buffer._data_ptr() for buffer in self.recordings[key]]
+        self._execute(model, buffers)
 
-    def _execute(self, model: Model, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+    def _execute(self, model: Model, buffers: Sequence[Buffer]) -> None:
         with WATCH.over(self.wake):
-            return list(model.execute(*buffers))
+            assert not model.execute(*buffers), "what a recorded graph returns would be lost"
 
     def release(self, _model: Model, key: int) -> None:
         del self.recordings[key]

@@ -86,17 +86,19 @@ class Device:
         buffer = Buffer.from_dlpack(tensor)
         if self.shares_memory:
             return buffer
-        with self.at_work():
-            copied = buffer.copy(self.driver)
-            self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
+        copied = self.empty(buffer.shape, buffer.dtype)
+        self.copy([copied], [buffer])
         return copied
 
     def write(self, target: Buffer, tensor: Tensor) -> None:
         """Write a host tensor to a contiguous buffer of the device."""
-        source = Buffer.from_dlpack(tensor.contiguous())
+        self.copy([target], [Buffer.from_dlpack(tensor.contiguous())])
+
+    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer]) -> None:
+        """Copy buffers of the host to buffers of the device, and wait until they are there."""
         with self.at_work():
-            target.inplace_copy_from(source)
-            self.driver.synchronize()
+            batch_inplace_copy(targets, sources)
+            self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
 
     def get(self, buffer: Buffer) -> Tensor:
         """Return a buffer of the device on the host; where memory is shared, the same memory."""
@@ -203,13 +205,8 @@ class Mirrors:
 def push_all(every: Sequence[Mirrors]) -> None:
     """Bring the arrays of several `Mirrors`, which are of one device, there, and wait for it once."""
     device = every[0]._device
-    if device.shares_memory:
-        return
-    with device.at_work():
-        batch_inplace_copy(
-            [mirrors._there for mirrors in every], [Buffer.from_dlpack(mirrors._here) for mirrors in every]
-        )
-        device.driver.synchronize()  # MAX copies later, and does not keep what it copies from
+    if not device.shares_memory:
+        device.copy([mirrors._there for mirrors in every], [Buffer.from_dlpack(mirrors._here) for mirrors in every])
 
 
 def find(name: str | int | torch.device | None) -> Device:
