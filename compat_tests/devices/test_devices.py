@@ -41,7 +41,7 @@ __all__ = ["elsewhere", "with_cuda"]  # fixtures, found by name
     [
         {},
         {"beam_size": 5, "word_timestamps": True},
-        {"temperature": 0.7, "best_of": 3},
+        {"temperature": (0.0, 1.5), "logprob_threshold": 0.0, "best_of": 3},
         {"beam_size": 3, "without_timestamps": True, "initial_prompt": "The old man."},
         {"suppress_tokens": "", "word_timestamps": True},
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ import whisper_max_plugin
 from whisper_max_plugin.doctor import comparison, parity_checks
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.watch import WATCH
+from whisper_max_plugin.inference import search as searching
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.inference.search import STEPS_AHEAD, Rules, Search
 
@@ -36,7 +38,7 @@ PROMPT = [*TOKENIZER.sot_sequence]
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"beam_size": 5, "word_timestamps": True},
-    {"temperature": 0.7, "best_of": 3},
+    {"temperature": 1.5, "best_of": 3},
     {"without_timestamps": True, "initial_prompt": "The old man."},
 ]
 
@@ -156,10 +158,10 @@ def test_a_device_that_refuses_to_record(nano: Pair, records: MaxWhisper, caplog
 # The host looks every few steps
 
 
-def search_ahead(model: MaxWhisper, batch: int) -> Search:
+def search_ahead(model: MaxWhisper, batch: int, temperature: float = 0.0) -> Search:
     rules = Rules(model.dims.n_vocab, len(PROMPT), [], [], ApplyTimestampRules(TOKENIZER, len(PROMPT), 50))
     tokens = torch.tensor([[*PROMPT, 1000]] * batch)
-    return Search(model.decoder.runtime.engine(), rules, GreedyDecoder(0.0, EOT), tokens)
+    return Search(model.decoder.runtime.engine(), rules, GreedyDecoder(temperature, EOT), tokens)
 
 
 def pretend(search: Search, chosen: list[list[int]], logprobs: list[list[float]]) -> None:
@@ -170,9 +172,35 @@ def pretend(search: Search, chosen: list[list[int]], logprobs: list[list[float]]
     inputs.chosen_logprobs.array[position : position + len(chosen)] = logprobs
 
 
-def test_only_a_device_of_its_own_runs_ahead_and_only_in_greedy_search(nano: Pair, elsewhere: MaxWhisper) -> None:
-    assert search_ahead(elsewhere, 1).n_ahead == STEPS_AHEAD
-    assert search_ahead(nano.max, 1).n_ahead == 1
+def test_only_a_device_of_its_own_runs_ahead_where_its_graph_chooses(nano: Pair, elsewhere: MaxWhisper) -> None:
+    assert search_ahead(elsewhere, 1).n_ahead == search_ahead(elsewhere, 1, 0.4).n_ahead == STEPS_AHEAD
+    for temperature in (-1.0, math.inf, math.nan):  # upstream's to judge
+        assert search_ahead(elsewhere, 1, temperature).n_ahead == 1
+    assert search_ahead(nano.max, 1).n_ahead == search_ahead(nano.max, 1, 0.4).n_ahead == 1
+
+
+def test_samples_are_repeated_by_the_same_seed_and_differ_by_another(elsewhere: MaxWhisper) -> None:
+    options = DecodingOptions(language="en", fp16=False, temperature=2.0, best_of=3, sample_len=30)
+    mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(whisper.load_audio(str(SAMPLE_LONG))))
+    texts = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        texts.append(elsewhere.decode(mel, options).tokens)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_samples_do_not_depend_on_when_the_host_looks(elsewhere: MaxWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    for n_ahead in (1, 3, STEPS_AHEAD):
+        monkeypatch.setattr(searching, "STEPS_AHEAD", n_ahead)
+        texts += transcripts([elsewhere], {"temperature": 1.5, "best_of": 2, "sample_len": 30})
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_greedy_search_leaves_torchs_random_numbers_alone(elsewhere: MaxWhisper) -> None:
+    state = torch.get_rng_state()
+    search_ahead(elsewhere, 2)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_all_steps_count(elsewhere: MaxWhisper) -> None:

@@ -6,18 +6,23 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+from max.engine import InferenceSession, Model
 from torch import Tensor
 from whisper.decoding import DecodingOptions
 
 from whisper_max_plugin.execution import watch
+from whisper_max_plugin.execution.devices import HOST
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.watch import PATIENCE, Watch
+from whisper_max_plugin.inference.model import accelerate
 
 from ..conftest import Pair
 from ..seam.fixtures import mel, mels, no_grad
+from .fixtures import upstreams_nano
 
 __all__ = ["mel", "mels", "no_grad"]  # fixtures, found by name
 
@@ -105,3 +110,17 @@ def test_waking_changes_no_result_and_waits_for_no_run(
     with nano.max.decoder.runtime.engine()._lock:  # as while a run takes long
         nano.max.decoder.runtime.engine()._wake()
     assert torch.isfinite(nano.max.embed_audio(mel)).all()
+
+
+def test_binding_weights_is_watched_as_well(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken = threading.Event()
+    bind = InferenceSession.init_all
+
+    def oversleep(session: InferenceSession, *arguments: Any, **options: Any) -> dict[str, Model]:
+        assert woken.wait(60)
+        return bind(session, *arguments, **options)
+
+    monkeypatch.setattr(InferenceSession, "init_all", oversleep)
+    monkeypatch.setattr(Engine, "_wake", lambda engine: woken.set())
+    assert nano.max.decoder.runtime.engine() is not None  # which can be run
+    accelerate(upstreams_nano(), HOST)

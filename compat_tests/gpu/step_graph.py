@@ -125,18 +125,19 @@ class StepGraph:
         self._kernels.run("merge", n_heads, 256, [y], [parts], n_group, self._n_head, n_parts)
         return [y]
 
-    def _search_parts(self, logits: Tensor, suppressed: Tensor, ranges: Tensor) -> list[Value]:
+    def _search_parts(self, logits: Tensor, suppressed: Tensor, *allowed: Tensor) -> list[Value]:
         batch, n_vocab = logits.shape
         n_parts = blocks(n_vocab, TOKENS_OF_A_BLOCK)
         totals, best = unset(batch, n_parts, 2, 2), unset(batch, n_parts, 2, 1)
         tokens = torch.full((batch, n_parts, 2, 1), -1, dtype=torch.int32)
-        outputs, inputs, grid = [totals, best, tokens, logits], [suppressed, ranges], (n_parts, batch)
+        outputs, inputs, grid = [totals, best, tokens, logits], [suppressed, *allowed], (n_parts, batch)
         self._kernels.run("search parts", grid, 256, outputs, inputs, n_vocab, len(suppressed), 1, settled=inputs)
         return [totals, best, tokens]
 
-    def _search_merge(self, ids: Tensor, logprobs: Tensor, logits: Tensor, *parts_and_ranges: Tensor) -> list[Value]:
-        outputs = [ids, logprobs, logits]
-        self._kernels.run("search merge", len(ids), 256, outputs, parts_and_ranges, logits.shape[1], 1)
+    def _search_merge(self, ids: Tensor, logprobs: Tensor, logits: Tensor, *inputs: Tensor) -> list[Value]:
+        *_, temperatures = inputs
+        outputs, sizes = [ids, logprobs, logits], (logits.shape[1], 1)
+        self._kernels.run("search merge", len(ids), 256, outputs, inputs, *sizes, settled=[temperatures])
         return []
 
     def _follow(self, *buffers: Tensor) -> list[Value]:

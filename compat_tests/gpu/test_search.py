@@ -9,6 +9,7 @@ from torch import Tensor
 from whisper_max_plugin.execution.step_inputs import suppressed_tokens
 from whisper_max_plugin.graphs.kernels import TOKENS_OF_A_BLOCK
 
+from ..noise import assert_samples
 from .fixtures import (
     NOISE,
     Kernels,
@@ -50,18 +51,27 @@ def filtered(logits: Tensor, suppressed: list[int], ranges: Tensor) -> Tensor:
 
 
 def run_search(
-    kernels: Kernels, logits: Tensor, suppressed: list[int], ranges: Tensor, k: int
+    kernels: Kernels,
+    logits: Tensor,
+    suppressed: list[int],
+    ranges: Tensor,
+    k: int,
+    temperature: float | Tensor = 0,
+    seeds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids and log-probabilities of the `k` best, and the logits that are left."""
+    """Return ids and log-probabilities of the `k` best, or of samples, and the logits that are left."""
     left, (batch, n_vocab) = logits.clone(), logits.shape
     n_parts = blocks(n_vocab, TOKENS_OF_A_BLOCK)
     totals, best = unset(batch, n_parts, 2, 2), unset(batch, n_parts, 2, k)
     tokens = torch.full((batch, n_parts, 2, k), -1, dtype=torch.int32)
-    inputs = [suppressed_tokens(suppressed), ranges]
+    temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(batch).contiguous()
+    seeds = torch.zeros(batch, dtype=torch.int64) if seeds is None else seeds
+    inputs = [suppressed_tokens(suppressed), ranges, temperatures, seeds]
     sizes = n_vocab, len(inputs[0]), k
     kernels.run("search parts", (n_parts, batch), 256, [totals, best, tokens, left], inputs, *sizes, settled=inputs)
     ids, logprobs = torch.full((batch, k), -1), unset(batch, k)
-    kernels.run("search merge", batch, 256, [ids, logprobs, left], [totals, best, tokens, ranges], n_vocab, k)
+    inputs = [totals, best, tokens, ranges, temperatures]
+    kernels.run("search merge", batch, 256, [ids, logprobs, left], inputs, n_vocab, k, settled=[temperatures])
     return ids, logprobs, left
 
 
@@ -83,6 +93,35 @@ def test_search(kernels: Kernels, k: int, suppressed: list[int], timestamps_like
     logits = 3 * torch.randn(len(ranges), N_VOCAB)
     logits[:, BEGIN:] += timestamps_likelier_by
     assert_search_is_upstreams(kernels, logits, suppressed, ranges, k)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("timestamps_likelier_by", [-8.0, 0.0, 8.0])
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_samples(kernels: Kernels, k: int, timestamps_likelier_by: float, temperature: float) -> None:
+    ranges = torch.tensor([*RANGES.values()])
+    logits = 3 * torch.randn(len(ranges), N_VOCAB)
+    logits[:, BEGIN:] += timestamps_likelier_by
+    seeds = torch.randint(2**62, (len(ranges),))
+    ids, logprobs, left = run_search(kernels, logits, SUPPRESSED["some"], ranges, k, temperature, seeds)
+    expected_left = filtered(logits, SUPPRESSED["some"], ranges)
+    assert_equal(left, expected_left)
+    remaining = left.clone()
+    for place in range(k):  # without repetition
+        assert_samples(ids[:, place], remaining, temperature, seeds)
+        remaining.scatter_(1, ids[:, place, None], -torch.inf)
+    expected = expected_left.double().log_softmax(dim=1).gather(1, ids)
+    torch.testing.assert_close(logprobs.double(), expected, rtol=0, atol=NOISE["float32"])
+
+
+def test_each_row_has_a_temperature_of_its_own(kernels: Kernels) -> None:
+    ranges = torch.tensor([RANGES["text and timestamps"]] * 2)
+    logits, seeds = torch.randn(2, N_VOCAB), torch.tensor([11, 11])
+    temperatures = torch.tensor([0.0, 1.0])
+    ids, logprobs, left = run_search(kernels, logits, [], ranges, 1, temperatures, seeds)
+    assert ids[0] == left[0].argmax()
+    assert_samples(ids[1], left[1:], 1.0, seeds[1:])
+    torch.testing.assert_close(logprobs, left.log_softmax(dim=1).gather(1, ids))
 
 
 def test_of_equal_tokens_the_first_is_the_best(kernels: Kernels) -> None:

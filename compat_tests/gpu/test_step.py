@@ -1,4 +1,4 @@
-"""Steps of greedy decoding on a GPU, by the graph and the kernels that one would run, compute what upstream does."""
+"""Steps of decoding on a GPU, by the graph and the kernels that one would run, compute what upstream does."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from whisper.model import ModelDimensions, TextDecoder
 from whisper_max_plugin.execution.weights import graph_weights
 from whisper_max_plugin.graphs import Types
 
+from ..noise import assert_samples
 from .fixtures import NOISE, Kernels, array, kernels, seeded
 from .step_graph import HEAD_DIM, StepGraph
 
@@ -70,10 +71,13 @@ class Window:
 
 
 @pytest.mark.parametrize(
-    ("precision", "n_audio", "n_group"), [("float32", 1, 1), *((precision, 2, 2) for precision in TYPES)]
+    ("precision", "n_audio", "n_group", "temperature"),
+    [("float32", 1, 1, 0.0), ("float32", 1, 2, 1.0), *((precision, 2, 2, 0.0) for precision in TYPES)],
 )
 @torch.no_grad()
-def test_steps_feed_themselves(kernels: Kernels, precision: str, n_audio: int, n_group: int) -> None:
+def test_steps_feed_themselves(
+    kernels: Kernels, precision: str, n_audio: int, n_group: int, temperature: float
+) -> None:
     types, batch = TYPES[precision], n_audio * n_group
     stored, of_kv = (getattr(torch, each.name) for each in (types.stored, types.cache))
     decoder = random_decoder(stored)
@@ -86,20 +90,24 @@ def test_steps_feed_themselves(kernels: Kernels, precision: str, n_audio: int, n
     positions = torch.tensor(lengths).repeat_interleave(n_group) - 1
     ids, logprobs, logits = torch.full((batch, 1), -1), torch.zeros(batch, 1), torch.zeros(batch, N_VOCAB)
     ranges, stamps = torch.tensor([[0, N_VOCAB, N_VOCAB, N_VOCAB]] * batch), torch.full((batch,), -1)
+    temperatures, seeds = torch.full((batch,), temperature), torch.randint(2**62, (batch,))
     chosen, chosen_logprobs = torch.full((N_TEXT_CTX, batch), -1), torch.zeros(N_TEXT_CTX, batch)
     suppressed, rules = torch.tensor([7]), torch.tensor([-1, N_VOCAB, N_VOCAB])
     holders = torch.arange(n_group, dtype=torch.int32).repeat(n_audio)[:, None].repeat(1, N_TEXT_CTX)
-    written = [tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs]
+    written = [tokens, positions, ids, logprobs, logits, ranges, stamps, seeds, chosen, chosen_logprobs]
     memory = [window.memory for window in windows]
     for n_done in range(N_STEPS):
         expected = torch.cat([window.logits() for window in windows])
         expected[:, suppressed] = -torch.inf
-        step.run([*written, suppressed, rules, holders, memory])
+        begun = seeds.clone()
+        step.run([*written, suppressed, temperatures, rules, holders, memory])
         largest = expected.abs().where(expected.isfinite(), torch.zeros(())).max()
         torch.testing.assert_close(logits / largest, expected / largest, rtol=0, atol=4 * NOISE[precision])
-        torch.testing.assert_close(logprobs, logits.log_softmax(dim=1).max(dim=1, keepdim=True).values)
-        latest = logits.argmax(dim=1)
+        latest = ids[:, 0].clone()
+        assert_samples(latest, logits, temperature, begun)  # at 0 the best
+        torch.testing.assert_close(logprobs, logits.log_softmax(dim=1).gather(1, ids))
         assert torch.equal(tokens.flatten(), latest)
+        assert torch.equal(seeds, begun + 1)
         for audio, window in enumerate(windows):
             rows = slice(audio * n_group, (audio + 1) * n_group)
             at = lengths[audio] - 1 + n_done

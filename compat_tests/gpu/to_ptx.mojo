@@ -236,11 +236,25 @@ def search_parts(
     logits: Out[F32],
     suppressed: In[I64],
     ranges: In[I64],
+    temperatures: In[F32],
+    seeds: In[I64],
     n_vocab: Int32,
     n_suppressed: Int32,
     k: Int32,
 ):
-    search_part_block(totals, best, tokens, logits, suppressed, ranges, Int(n_vocab), Int(n_suppressed), Int(k))
+    search_part_block(
+        totals,
+        best,
+        tokens,
+        logits,
+        suppressed,
+        ranges,
+        temperatures,
+        seeds,
+        Int(n_vocab),
+        Int(n_suppressed),
+        Int(k),
+    )
 
 
 def search_merge(
@@ -251,10 +265,11 @@ def search_merge(
     best: In[F32],
     tokens: In[I32],
     ranges: In[I64],
+    temperatures: In[F32],
     n_vocab: Int32,
     k: Int32,
 ):
-    search_merge_block(ids, logprobs, logits, totals, best, tokens, ranges, Int(n_vocab), Int(k))
+    search_merge_block(ids, logprobs, logits, totals, best, tokens, ranges, temperatures, Int(n_vocab), Int(k))
 
 
 def follow(
@@ -262,6 +277,7 @@ def follow(
     positions: Out[I64],
     ranges: Out[I64],
     stamps: Out[I64],
+    seeds: Out[I64],
     chosen: Out[I64],
     chosen_logprobs: Out[F32],
     ids: In[I64],
@@ -271,7 +287,7 @@ def follow(
     k: Int32,
 ):
     follow_block(
-        tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules, Int(batch), Int(k)
+        tokens, positions, ranges, stamps, seeds, chosen, chosen_logprobs, ids, logprobs, rules, Int(batch), Int(k)
     )
 
 

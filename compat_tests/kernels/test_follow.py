@@ -36,14 +36,14 @@ Follow = Callable[[list[Tensor], list[Tensor]], None]
 
 @cache
 def graph() -> Model:
-    shapes = [["n_audio", "n_group"], ["batch"], ["batch", 4], ["batch"], ["n_text_ctx", "batch"]]
+    shapes = [["n_audio", "n_group"], ["batch"], ["batch", 4], ["batch"], ["batch"], ["n_text_ctx", "batch"]]
     types: list[BufferType | TensorType] = [BufferType(DType.int64, shape, CPU) for shape in shapes]
     types.append(BufferType(DType.float32, ["n_text_ctx", "batch"], CPU))
     types += [BufferType(DType.int64, ["batch", "k"], CPU), BufferType(DType.float32, ["batch", "k"], CPU)]
     types.append(TensorType(DType.int64, [3], CPU))
     module, library = Module(), kernel_library()
     with Graph("follow", input_types=types, module=module, kernel_library=library) as built:
-        follow(*(value.buffer for value in built.inputs[:8]), built.inputs[8].tensor)
+        follow(*(value.buffer for value in built.inputs[:-1]), built.inputs[-1].tensor)
         built.output()
     return session().init_all(session().compile(module, custom_extensions=library.library_paths()))["follow"]
 
@@ -81,12 +81,14 @@ def test_follow(run: Follow, rows: list[tuple[list[int], int]], k: int, with_tim
     at = torch.full((batch,), position)
     ranges = torch.full((batch, 4), -7)
     stamps = torch.tensor([rules.latest_stamp(sequence) for sequence in sequences])
+    seeds = torch.randint(2**62, (batch,))
     chosen, chosen_logprobs = torch.full((N_TEXT_CTX, batch), -7), torch.full((N_TEXT_CTX, batch), -7.0)
     ids = torch.randint(0, N_VOCAB, (batch, k))
     ids[:, 0] = torch.tensor([best for _, best in rows])
     logprobs = -torch.rand(batch, k)
     known = torch.tensor([EOT, BEGIN if with_timestamps else N_VOCAB, N_VOCAB])
-    run([tokens, at, ranges, stamps, chosen, chosen_logprobs], [ids, logprobs, known])
+    begun = seeds.clone()
+    run([tokens, at, ranges, stamps, seeds, chosen, chosen_logprobs], [ids, logprobs, known])
 
     expected = [EOT if sequence[-1] == EOT else best for sequence, (_, best) in zip(sequences, rows, strict=True)]
     longer = [[*sequence, token] for sequence, token in zip(sequences, expected, strict=True)]
@@ -95,6 +97,7 @@ def test_follow(run: Follow, rows: list[tuple[list[int], int]], k: int, with_tim
     assert ranges.tolist() == [list(rules.ranges(sequence)) for sequence in longer]
     assert stamps.tolist() == [rules.latest_stamp(sequence) for sequence in longer]
     assert torch.equal(chosen_logprobs[position], logprobs[:, 0])
+    assert torch.equal(seeds, begun + 1)
     others = torch.arange(N_TEXT_CTX) != position
     assert (chosen[others] == -7).all()
     assert (chosen_logprobs[others] == -7).all()

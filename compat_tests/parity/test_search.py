@@ -29,6 +29,7 @@ from whisper_max_plugin.inference.search import Rules, Search
 
 from ..compare import assert_close
 from ..conftest import Pair
+from ..noise import assert_samples
 
 TOKENIZER = get_tokenizer(multilingual=True)
 EOT, BEGIN = TOKENIZER.eot, TOKENIZER.timestamp_begin
@@ -106,6 +107,27 @@ def test_candidates(
     assert torch.equal(ids[possible], expected_ids[possible])
     torch.testing.assert_close(logprobs[possible], expected[possible], rtol=1e-5, atol=1e-5)
     assert not logprobs[~possible].isfinite().any()
+
+
+@pytest.mark.parametrize("timestamps_likelier_by", [-20.0, 0.0, 8.0])
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_samples_by_noise(engine: Engine, timestamps_likelier_by: float, temperature: float) -> None:
+    """On the CPU samples are torch's; devices of their own are given a temperature."""
+    filters = upstreams_filters()
+    logits = 4 * torch.randn(3, N_VOCAB)
+    logits[:, BEGIN:] += timestamps_likelier_by
+    tokens = torch.tensor([[*PROMPT, BEGIN, 1000]] * 3)
+    search = Search(engine, rules(filters), GreedyDecoder(0.0, EOT), tokens)
+    inputs, seeds = search.write_allowed(), torch.randint(2**62, (3,))
+    inputs.temperatures.array[:], inputs.seeds.array[:] = temperature, seeds
+    left = logits.clone()
+    engine.search(Buffer.from_dlpack(left), inputs, inputs.suppressed)
+    inputs.pull()
+
+    assert torch.equal(left, filtered(filters, logits, tokens))
+    ids = torch.from_numpy(inputs.ids.array)
+    assert_samples(ids[:, 0], left, temperature, seeds)
+    assert_close(torch.from_numpy(inputs.logprobs.array), left.log_softmax(dim=-1).gather(1, ids))
 
 
 def test_without_timestamps_and_filters_every_token_is_a_candidate(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,12 +103,14 @@ class Engine:
         self._weights = {name: device.put(tensor) for name, tensor in weights.items()}
         if device.index is None and has_kernels(dims):
             self._weights["stored.addresses"] = device.put(addresses(self._weights, dims.n_text_layer))
-        models = session(device).init_all(compiled, weights_registry=self._weights)
+        with WATCH.over(_wake_by_another):
+            models = session(device).init_all(compiled, weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
         self._alignment, self._token_probs = models["alignment"], models["token_probs"]
         self._search, self._log_mel = models["search"], models["log_mel"]
         self.searches = SearchPool(device, dims.n_text_ctx)
+        _engines.add(self)
         REPORT.engine_ready(device.name, precision)
 
     def log_mel(self, samples: Tensor, padding: int) -> Tensor | None:
@@ -221,7 +224,8 @@ class Engine:
     def search(self, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         """Filter logits in place and find each row's best tokens; see `graphs.search.build_search`."""
         inputs.allowed.push()
-        self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, inputs.ranges.buffer)
+        allowed = (mirror.buffer for mirror in (inputs.ranges, inputs.temperatures, inputs.seeds))
+        self._run(self._search, inputs.ids.buffer, inputs.logprobs.buffer, logits, suppressed, *allowed)
         REPORT.graph_run("search")
 
     def cross_scores(self, layer: int, x: Buffer, cross_kv: CrossKV) -> Buffer:
@@ -281,6 +285,15 @@ class Engine:
     def _run(self, model: Model, *inputs: Buffer | np.ndarray) -> list[Buffer]:
         with self._lock, self.device.at_work(), WATCH.over(self._wake):
             return list(model.execute(*inputs))
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _wake_by_another() -> None:
+    """Wake MAX's threads while an engine is made, by one that is there; for the first there is nothing to run."""
+    for engine in tuple(_engines)[:1]:
+        engine._wake()
 
 
 def check_heads(dims: ModelDimensions) -> None:

@@ -71,11 +71,15 @@ class SearchInputs:
     filtered : Buffer, shape = (batch, n_vocab)
         the logits of the latest step, -inf where a token cannot be chosen
     allowed : Mirrors
-        what the next one may find: `ranges` and `stamps`
+        what the next one may find, and how: `ranges`, `stamps`, `temperatures` and `seeds`
     ranges : Mirror, shape = (batch, 4)
         the `Ranges` of each sequence
     stamps : Mirror, shape = (batch)
         the latest timestamp of each sequence, or `NO_STAMP`
+    temperatures : Mirror, shape = (batch)
+        0 where the best tokens are to be found; above, they are samples
+    seeds : Mirror, shape = (batch)
+        of the noise by which the next ones are taken; a step leaves others for the step that follows
     chosen, chosen_logprobs : Mirror, shape = (n_text_ctx, batch)
         the best token behind each position, as the steps have left it
     """
@@ -88,8 +92,9 @@ class SearchInputs:
         self.ids, self.logprobs = self.found.each
         self.logits = self.filtered = device.empty((batch, n_vocab))
         any_token = np.full((batch, 4), (0, n_vocab, n_vocab, n_vocab), dtype=np.int64)
-        self.allowed = Mirrors(device, any_token, np.full(batch, NO_STAMP, dtype=np.int64))
-        self.ranges, self.stamps = self.allowed.each
+        none, no_stamps = np.zeros(batch, dtype=np.int64), np.full(batch, NO_STAMP, dtype=np.int64)
+        self.allowed = Mirrors(device, any_token, no_stamps, none.astype(np.float32), none)
+        self.ranges, self.stamps, self.temperatures, self.seeds = self.allowed.each
         by_position = n_text_ctx, batch
         self._best = Mirrors(device, np.zeros(by_position, dtype=np.int64), np.zeros(by_position, dtype=np.float32))
         self.chosen, self.chosen_logprobs = self._best.each
@@ -108,19 +113,19 @@ class SearchInputs:
     @property
     def buffers(self) -> list[Buffer]:
         """What the graph ``step`` takes of them, in its order."""
-        state = self.ranges, self.stamps, self.chosen, self.chosen_logprobs
+        state = self.ranges, self.stamps, self.seeds, self.chosen, self.chosen_logprobs
         buffers = [self.ids.buffer, self.logprobs.buffer, self.logits, *(mirror.buffer for mirror in state)]
-        return [*buffers, self.suppressed, self._rules]
+        return [*buffers, self.suppressed, self.temperatures.buffer, self._rules]
 
     def pull(self, n_steps: int = 1) -> None:
         """Bring to the host what the latest search has found or, of several steps, the best token of each."""
         self.filtered = self.logits
         (self.found if n_steps == 1 else self._best).pull()
 
-    def copy_ranges_from(self, other: SearchInputs, rows: slice) -> None:
-        """Let `rows` be the sequences of another search, whose ranges they are given."""
-        self.ranges.array[rows] = other.ranges.array
-        self.stamps.array[rows] = other.stamps.array
+    def copy_allowed_from(self, other: SearchInputs, rows: slice) -> None:
+        """Let `rows` be the sequences of another search, and be found what theirs may be."""
+        for mine, its in zip(self.allowed.each, other.allowed.each, strict=True):
+            mine.array[rows] = its.array
 
     def copy_found_to(self, other: SearchInputs, rows: slice, n_steps: int) -> None:
         """Copy what `n_steps` steps have found for `rows` to the search whose sequences they are, on the host."""

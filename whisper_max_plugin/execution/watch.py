@@ -2,8 +2,8 @@
 
 A run of a graph is handed to a thread of MAX, which MAX 26.7 may miss to wake: twice in some hundred thousand
 runs, while another process took the cores. Caller and thread then wait for each other. Any further run wakes the
-thread, which does both. MAX's copies between buffers of the CPU can be slept through as well, and wake nobody; there
-are none where memory is shared.
+thread, which does both. Binding weights is handed over in the same way. MAX's copies between buffers of the CPU can be
+slept through as well, and wake nobody; there are none where memory is shared.
 """
 
 from __future__ import annotations

@@ -149,15 +149,23 @@ def cross_attention(
 
 
 def search(
-    ids: BufferValue, logprobs: BufferValue, logits: BufferValue, suppressed: TensorValue, ranges: TensorValue
+    ids: BufferValue,
+    logprobs: BufferValue,
+    logits: BufferValue,
+    suppressed: TensorValue,
+    ranges: TensorValue,
+    temperatures: TensorValue,
+    seeds: TensorValue,
 ) -> None:
     """Filter logits (batch, n_vocab) in place, and write each row's k best tokens to ids and logprobs (batch, k).
 
     suppressed (n) int64, negative where there is none; ranges (batch, 4) int64: of text, [0] <= token < [1] may be
-    found, and of timestamps, [2] <= token < [3].
+    found, and of timestamps, [2] <= token < [3]; temperatures (batch) float32: above 0 the best are samples, by the
+    noise of seeds (batch) int64.
     """
     if not logits.device.is_gpu():
-        ops.inplace_custom("whisper_search", logits.device, [ids, logprobs, logits, suppressed, ranges])
+        operands = [ids, logprobs, logits, suppressed, ranges, temperatures, seeds]
+        ops.inplace_custom("whisper_search", logits.device, operands)
         return
     # a row would keep one block of a GPU busy, so that many blocks share it
     (batch, k), n_parts = ids.shape, -(-int(logits.shape[1]) // TOKENS_OF_A_BLOCK)
@@ -167,8 +175,9 @@ def search(
         TensorType(DType.float32, [*of_each_kind, k], logits.device),
         TensorType(DType.int32, [*of_each_kind, k], logits.device),
     ]
-    parts = ops.inplace_custom("whisper_search_parts", logits.device, [logits, suppressed, ranges], types)
-    operands = [ids, logprobs, logits, *(part.tensor for part in parts), ranges]
+    asked = [logits, suppressed, ranges, temperatures, seeds]
+    parts = ops.inplace_custom("whisper_search_parts", logits.device, asked, types)
+    operands = [ids, logprobs, logits, *(part.tensor for part in parts), ranges, temperatures]
     ops.inplace_custom("whisper_search_merge", logits.device, operands)
 
 
@@ -177,19 +186,20 @@ def follow(
     positions: BufferValue,
     ranges: BufferValue,
     stamps: BufferValue,
+    seeds: BufferValue,
     chosen: BufferValue,
     chosen_logprobs: BufferValue,
     ids: BufferValue,
     logprobs: BufferValue,
     rules: TensorValue,
 ) -> None:
-    """Let every sequence continue with its best token: write what the next step reads, and note what was chosen.
+    """Let every sequence continue with the best token: write what the next step reads, and note what was chosen.
 
-    tokens (n_audio, n_group), positions (batch), ranges (batch, 4) and stamps (batch), the latest timestamps, int64;
-    chosen int64 and chosen_logprobs (n_text_ctx, batch); ids and logprobs (batch, k), as `search` writes them; rules
-    (3) int64: the token that ends a text, the first timestamp, the size of the vocabulary.
+    tokens (n_audio, n_group), positions (batch), ranges (batch, 4), stamps (batch), the latest timestamps, and seeds
+    (batch), int64; chosen int64 and chosen_logprobs (n_text_ctx, batch); ids and logprobs (batch, k), as `search`
+    writes them; rules (3) int64: the token that ends a text, the first timestamp, the size of the vocabulary.
     """
-    operands = [tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules]
+    operands = [tokens, positions, ranges, stamps, seeds, chosen, chosen_logprobs, ids, logprobs, rules]
     ops.inplace_custom("whisper_follow", tokens.device, operands)
 
 

@@ -13,13 +13,15 @@ def build_search(module: Module, dims: ModelDimensions, device: DeviceRef, libra
     """Add the graph ``search`` to `module`: what a `DecodingTask` does with logits, as far as it is arithmetic.
 
     It mirrors ``SuppressTokens``, ``SuppressBlank`` and ``ApplyTimestampRules``, followed by a log-softmax and its k
-    largest values. What depends on the tokens so far comes in as four numbers for each sequence.
+    largest values, or by k samples of ``softmax(logits / temperature)``, of which ``GreedyDecoder`` takes one. What
+    depends on the tokens so far comes in as four numbers for each sequence.
 
     Inputs
     ------
     ids (batch, k) int64 and logprobs (batch, k), which it writes, the best first; logits (batch, n_vocab), which it
     filters in place; suppressed (n_suppressed) int64, negative where there is none; ranges (batch, 4) int64, see
-    `whisper_max_plugin.inference.search.Rules`.
+    `whisper_max_plugin.inference.search.Rules`; temperatures (batch) float32, above 0 for samples, and seeds (batch)
+    int64, which say what samples.
     """
     input_types = [
         BufferType(DType.int64, ["batch", "k"], device),
@@ -27,10 +29,11 @@ def build_search(module: Module, dims: ModelDimensions, device: DeviceRef, libra
         BufferType(DType.float32, ["batch", dims.n_vocab], device),
         TensorType(DType.int64, ["n_suppressed"], device),
         TensorType(DType.int64, ["batch", 4], device),
+        TensorType(DType.float32, ["batch"], device),
+        TensorType(DType.int64, ["batch"], device),
     ]
 
     with Graph("search", input_types=input_types, module=module, kernel_library=library) as graph:
         ids, logprobs, logits = (value.buffer for value in graph.inputs[:3])
-        suppressed, ranges = (value.tensor for value in graph.inputs[3:])
-        search(ids, logprobs, logits, suppressed, ranges)
+        search(ids, logprobs, logits, *(value.tensor for value in graph.inputs[3:]))
         graph.output()

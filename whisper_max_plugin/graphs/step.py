@@ -33,7 +33,7 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
     have a scale for each row; the tokens' embeddings are the model's own then.
 
     Every input is memory that stays the same from step to step. A run writes all that the next one reads, so that
-    steps of greedy decoding follow each other without the host; for beams and samples the host writes over it.
+    steps that choose or sample a token follow each other without the host; for beams the host writes over it.
 
     Windows share nothing but the step: each is at a position of its own, and its keys and values lie where `memory`
     says. So windows of different recordings run together, and none of their memory is moved.
@@ -58,9 +58,11 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
         BufferType(DType.float32, ["batch", dims.n_vocab], device),  # logits
         BufferType(DType.int64, ["batch", 4], device),  # ranges
         BufferType(DType.int64, ["batch"], device),  # stamps
+        BufferType(DType.int64, ["batch"], device),  # seeds
         BufferType(DType.int64, [dims.n_text_ctx, "batch"], device),  # chosen
         BufferType(DType.float32, [dims.n_text_ctx, "batch"], device),  # chosen_logprobs
         TensorType(DType.int64, ["n_suppressed"], device),
+        TensorType(DType.float32, ["batch"], device),  # temperatures
         TensorType(DType.int64, [3], device),  # rules
         TensorType(DType.int32, ["batch", dims.n_text_ctx], device),  # holders
         TensorType(DType.int64, ["n_audio", 1 + 4 * n_layer], device),  # memory
@@ -68,9 +70,9 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
 
     with Graph("step", input_types=input_types, module=module, kernel_library=library) as graph:
         weights, stored_weights = Weights(DType.float32, device), Weights(types.stored, device)
-        buffers, tensors = graph.inputs[:9], graph.inputs[9:]
-        tokens, positions, ids, logprobs, logits, ranges, stamps, chosen, chosen_logprobs = (x.buffer for x in buffers)
-        suppressed, rules, holders, memory = (x.tensor for x in tensors)
+        buffers = [x.buffer for x in graph.inputs[:10]]
+        tokens, positions, ids, logprobs, logits, ranges, stamps, seeds, chosen, chosen_logprobs = buffers
+        suppressed, temperatures, rules, holders, memory = (x.tensor for x in graph.inputs[10:])
         batch = holders.shape[0]
 
         token_embedding = stored_weights("stored.token_embedding.weight", dims.n_vocab, n_state)
@@ -94,8 +96,8 @@ def build_step(module: Module, dims: ModelDimensions, types: Types, device: Devi
                 x = _layer(x, layer, weights, stored_weights, *of_text, types, dims.n_audio_ctx, head_dim)
             norm = _norm(weights, "decoder.ln", n_state)
             norm_project(logits, x, norm, token_embedding, rounded=types.are_half)
-        search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges))
-        follow(tokens, positions, ranges, stamps, chosen, chosen_logprobs, ids, logprobs, rules)
+        search(ids, logprobs, logits, suppressed, ops.buffer_load(ranges), temperatures, ops.buffer_load(seeds))
+        follow(tokens, positions, ranges, stamps, seeds, chosen, chosen_logprobs, ids, logprobs, rules)
         graph.output()
 
 

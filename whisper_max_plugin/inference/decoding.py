@@ -106,7 +106,7 @@ class MaxInference(Inference):
         if (lockstep := current(self.runtime)) is not None:
             n_steps = lockstep.step(self.kv_cache, search, n_steps)
         else:
-            self.decoder.step(search.latest, self.kv_cache, search.write_ranges(), n_steps)
+            self.decoder.step(search.latest, self.kv_cache, search.write_allowed(), n_steps)
         n_taken = search.accept(n_steps)
         self.kv_cache.advance(n_taken - n_steps)
         return n_taken

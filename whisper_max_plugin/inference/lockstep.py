@@ -160,7 +160,7 @@ class Lockstep:
             rows.append(slice(first * n_group, (first + n_audio) * n_group))
             turn.cache.grow(n_audio * n_group, 1)
             inputs.place(turn.cache, turn.search.latest, first)
-            inputs.search.copy_ranges_from(turn.search.write_ranges(), rows[-1])
+            inputs.search.copy_allowed_from(turn.search.write_allowed(), rows[-1])
             first += n_audio
         inputs.push()
         with self.runtime.passes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from whisper_max_plugin.execution.step_inputs import (
 
 STEPS_AHEAD = 8
 """Steps that a GPU takes between two looks of the host; up to seven are in vain where a text ends."""
+
+LARGEST_SEED = 2**62
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,12 @@ class Search:
         self._rules = rules
         self._decoder = decoder
         self._beam = decoder if _is_upstreams(decoder, "update") and type(decoder) is BeamSearchDecoder else None
-        self._is_greedy = (
-            _is_upstreams(decoder, "update") and type(decoder) is GreedyDecoder and decoder.temperature == 0
-        )
+        self._temperature = self._temperature_of_graph()
         # where the host is the device, looking costs less than a step in vain
-        self.n_ahead = STEPS_AHEAD if self._is_greedy and not engine.device.shares_memory else 1
+        self.n_ahead = STEPS_AHEAD if self._temperature is not None and not engine.device.shares_memory else 1
         batch = len(self.sequences)
+        # by torch's generator, so that `torch.manual_seed` repeats a text; not moved on where nothing is sampled
+        self._seeds = torch.randint(LARGEST_SEED, (batch,)).numpy() if self._temperature else 0
         self._sums = np.zeros(batch, dtype=np.float32)
         kind = SearchKind(
             rules.n_vocab,
@@ -161,6 +164,18 @@ class Search:
         self.inputs = engine.searches.take(batch, kind)
         weakref.finalize(self, engine.searches.give_back, self.inputs).atexit = False
         self._suppressed_first = engine.device.put(suppressed_tokens(rules.suppressed_first))
+
+    def _temperature_of_graph(self) -> float | None:
+        """Return at which temperature the graph chooses each sequence's next token; None if upstream's code does.
+
+        Samples are the graph's where logits are not on the host. They cannot be upstream's there, which takes them by
+        the GPU's own random numbers. On the CPU they are upstream's.
+        """
+        decoder = self._decoder
+        if not (type(decoder) is GreedyDecoder and _is_upstreams(decoder, "update")):
+            return None
+        is_sampled = not self._engine.device.shares_memory and 0 < decoder.temperature < math.inf
+        return decoder.temperature if decoder.temperature == 0 or is_sampled else None
 
     @property
     def tokens(self) -> Tensor:
@@ -181,12 +196,15 @@ class Search:
     def _begins(self) -> bool:
         return len(self.sequences[0]) == self._rules.sample_begin
 
-    def write_ranges(self) -> SearchInputs:
-        """Write what may follow each sequence to `inputs`, which the graphs take, and return them."""
-        self.inputs.ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
+    def write_allowed(self) -> SearchInputs:
+        """Write what may follow each sequence, and how it is chosen, to `inputs`, which graphs take; return them."""
+        inputs = self.inputs
+        inputs.ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
         if self.n_ahead > 1:
-            self.inputs.stamps.array[:] = [self._rules.latest_stamp(sequence) for sequence in self.sequences]
-        return self.inputs
+            inputs.stamps.array[:] = [self._rules.latest_stamp(sequence) for sequence in self.sequences]
+        inputs.temperatures.array[:] = self._temperature or 0
+        inputs.seeds.array[:] = self._seeds + len(self.sequences[0])  # a step adds one for the step that follows
+        return inputs
 
     def update(self, logits: Buffer) -> None:
         """Extend every sequence by a token, as upstream's filters and decoder do.
@@ -202,7 +220,7 @@ class Search:
     def find_candidates(self, logits: Buffer) -> None:
         """Filter logits (batch, n_vocab) in place, and find the best tokens, as a step does with its own."""
         suppressed = self._suppressed_first if self._begins else self.inputs.suppressed
-        self._engine.search(logits, self.write_ranges(), suppressed)
+        self._engine.search(logits, self.write_allowed(), suppressed)
         self.inputs.pull()
 
     def accept(self, n_steps: int) -> int:
@@ -220,7 +238,7 @@ class Search:
         return n_taken
 
     def _accept_best(self, n_steps: int) -> int:
-        """Extend the sequences by the best tokens of a greedy search, as long as upstream would choose them."""
+        """Extend the sequences by the tokens that the graph has chosen, as long as upstream would choose such."""
         chosen, logprobs = self.inputs.chosen.array, self.inputs.chosen_logprobs.array
         position = len(self.sequences[0]) - 1
         for step in range(n_steps):
@@ -235,13 +253,13 @@ class Search:
     def _accept_last(self, filtered: Buffer) -> None:
         """Extend the sequences by what the latest search has found, and left of the logits (batch, n_vocab)."""
         ids, logprobs = self.inputs.ids.array, self.inputs.logprobs.array
-        if self._is_greedy and np.isfinite(logprobs).all():
+        if self._temperature is not None and np.isfinite(logprobs).all():
             self._choose(ids[:, 0], logprobs[:, 0])
         elif self._beam is not None and _is_clear(logprobs, self._beam.beam_size + 1):
             self._rank(self._beam, ids, logprobs)
         else:
-            # Sampling, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than candidates,
-            # and equally good ones, whose order is torch's to choose
+            # Torch's samples, somebody's own decoder, and what is out of the ordinary: NaN, fewer tokens left than
+            # candidates, and equally good ones, whose order is torch's to choose
             self._update_by_upstream(filtered)
 
     def _update_by_upstream(self, filtered: Buffer) -> None:
@@ -251,7 +269,7 @@ class Search:
         self.completed = bool(completed)
 
     def _choose(self, ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float32]) -> None:
-        """Mirror ``GreedyDecoder.update`` at temperature 0."""
+        """Mirror ``GreedyDecoder.update``, with the tokens that it would choose, or sample."""
         eot = self._decoder.eot
         for index, sequence in enumerate(self.sequences):
             if sequence[-1] == eot:

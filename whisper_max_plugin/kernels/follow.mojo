@@ -15,6 +15,7 @@ def follow_row(
     positions: Pointer[mut=True, Scalar[DType.int64], ...],
     ranges: Pointer[mut=True, Scalar[DType.int64], ...],
     stamps: Pointer[mut=True, Scalar[DType.int64], ...],
+    seeds: Pointer[mut=True, Scalar[DType.int64], ...],
     chosen: Pointer[mut=True, Scalar[DType.int64], ...],
     chosen_logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
     ids: Pointer[Scalar[DType.int64], ...],
@@ -27,6 +28,7 @@ def follow_row(
     """What `Follow` does for one sequence."""
     var position = Int(positions[unsafe_offset=row])
     positions[unsafe_offset=row] = Int64(position + 1)
+    seeds[unsafe_offset=row] += 1
     var eot = rules[unsafe_offset=0]
     var begin = rules[unsafe_offset=1]
     var end = rules[unsafe_offset=2]
@@ -59,6 +61,7 @@ def follow_block(
     positions: Pointer[mut=True, Scalar[DType.int64], ...],
     ranges: Pointer[mut=True, Scalar[DType.int64], ...],
     stamps: Pointer[mut=True, Scalar[DType.int64], ...],
+    seeds: Pointer[mut=True, Scalar[DType.int64], ...],
     chosen: Pointer[mut=True, Scalar[DType.int64], ...],
     chosen_logprobs: Pointer[mut=True, Scalar[DType.float32], ...],
     ids: Pointer[Scalar[DType.int64], ...],
@@ -75,6 +78,7 @@ def follow_block(
             positions,
             ranges,
             stamps,
+            seeds,
             chosen,
             chosen_logprobs,
             changing(ids),
@@ -88,13 +92,13 @@ def follow_block(
 
 @extensibility.register("whisper_follow")
 struct Follow:
-    """Let every sequence continue with its best token, as ``GreedyDecoder`` does at temperature 0.
+    """Let every sequence continue with the token that was found best, or sampled, as ``GreedyDecoder`` does.
 
-    It writes what the next step reads: tokens (n_audio, n_group); positions (batch), of these tokens; ranges (batch, 4), what
-    may follow, as ``ApplyTimestampRules`` says of sequences of which two tokens at least were sampled; stamps (batch),
-    the latest timestamp of each, negative where there was none. And what the host reads when it looks: chosen and
-    chosen_logprobs (n_text_ctx, batch), at the position of the token before. It reads ids and logprobs (batch, k) and
-    rules (3): the token that ends a text, the first timestamp, the end of the vocabulary.
+    It writes what the next step reads: tokens (n_audio, n_group); positions (batch), of these tokens; ranges (batch, 4),
+    what may follow, as ``ApplyTimestampRules`` says of sequences of which two tokens at least were sampled; stamps
+    (batch), the latest timestamp of each, negative where there was none; seeds (batch), of other noise. And what the host
+    reads when it looks: chosen and chosen_logprobs (n_text_ctx, batch), at the position of the token before. It reads ids
+    and logprobs (batch, k) and rules (3): the token that ends a text, the first timestamp, the end of the vocabulary.
     """
 
     @staticmethod
@@ -105,6 +109,7 @@ struct Follow:
         positions: MutableInputTensor[dtype=DType.int64, rank=1, ...],
         ranges: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         stamps: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        seeds: MutableInputTensor[dtype=DType.int64, rank=1, ...],
         chosen: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         chosen_logprobs: MutableInputTensor[dtype=DType.float32, rank=2, ...],
         ids: MutableInputTensor[dtype=DType.int64, rank=2, ...],
@@ -118,6 +123,7 @@ struct Follow:
         var positions_ = positions.unsafe_ptr()
         var ranges_ = ranges.unsafe_ptr()
         var stamps_ = stamps.unsafe_ptr()
+        var seeds_ = seeds.unsafe_ptr()
         var chosen_ = chosen.unsafe_ptr()
         var chosen_logprobs_ = chosen_logprobs.unsafe_ptr()
         var ids_ = ids.unsafe_ptr()
@@ -131,6 +137,7 @@ struct Follow:
                     positions_,
                     ranges_,
                     stamps_,
+                    seeds_,
                     chosen_,
                     chosen_logprobs_,
                     ids_,
@@ -150,6 +157,7 @@ struct Follow:
                     positions_,
                     ranges_,
                     stamps_,
+                    seeds_,
                     chosen_,
                     chosen_logprobs_,
                     ids_,

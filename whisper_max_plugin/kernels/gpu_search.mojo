@@ -8,6 +8,7 @@ from std.math import ceildiv, exp, log
 from std.memory import stack_allocation
 
 from .gpu_overlap import changing, early, wait_for_last
+from .noise import gumbel
 from .vectors import Float
 
 comptime THREADS = 256
@@ -82,6 +83,8 @@ def search_part_block(
     logits: Pointer[mut=True, Float, ...],
     suppressed: Pointer[mut=False, Int64, ...],
     ranges: Pointer[mut=False, Int64, ...],
+    temperatures: Pointer[mut=False, Float, ...],
+    seeds: Pointer[mut=False, Int64, ...],
     n_vocab: Int,
     n_suppressed: Int,
     k: Int,
@@ -106,6 +109,8 @@ def search_part_block(
     var bounds = Array[Int, 4](fill=0)  # of text and of timestamps
     comptime for i in range(4):
         bounds[i] = Int(changing(ranges)[unsafe_offset = 4 * row + i])
+    var temperature = temperatures[unsafe_offset=row]
+    var seed = changing(seeds)[unsafe_offset=row]
     wait_for_last()
 
     var values = Array[Float, EACH](fill=LOWEST)
@@ -113,6 +118,10 @@ def search_part_block(
         var token = begin + i * THREADS + thread
         if token < end:
             values[i] = logits[unsafe_offset = row * n_vocab + token]
+    var scores = values.copy()
+    if temperature != 0:
+        comptime for i in range(EACH):
+            scores[i] += temperature * gumbel(seed, begin + i * THREADS + thread)
 
     comptime for kind in [TEXT, STAMPS]:
         var first = bounds[2 * kind]
@@ -144,7 +153,7 @@ def search_part_block(
             var mine = Best(LOWEST, NOWHERE)
             if is_here:
                 comptime for i in range(EACH):
-                    var candidate = Best(values[i], Int32(begin + i * THREADS + thread))
+                    var candidate = Best(scores[i], Int32(begin + i * THREADS + thread))
                     if is_meant(i) and candidate.value > mine.value and candidate.comes_after(last_best):
                         mine = candidate
                 last_best = mine.of_block()
@@ -169,6 +178,7 @@ def search_merge_block(
     best: Pointer[mut=False, Float, ...],
     tokens: Pointer[mut=False, Int32, ...],
     ranges: Pointer[mut=False, Int64, ...],
+    temperatures: Pointer[mut=False, Float, ...],
     n_vocab: Int,
     k: Int,
 ):
@@ -181,6 +191,7 @@ def search_merge_block(
     var best_ = changing(best)
     var tokens_ = changing(tokens)
     var ranges_ = changing(ranges)
+    var temperature = temperatures[unsafe_offset=row]
     wait_for_last()
 
     @always_inline
@@ -232,8 +243,12 @@ def search_merge_block(
                 mine = candidate
         last_best = mine.of_block()
         if thread == 0:
-            ids[unsafe_offset = row * k + place] = Int64(last_best.token if last_best.token != NOWHERE else 0)
-            logprobs[unsafe_offset = row * k + place] = last_best.value - top - log_total
+            var token = Int(last_best.token) if last_best.token != NOWHERE else 0
+            var logit = last_best.value
+            if temperature != 0 and last_best.token != NOWHERE:
+                logit = logits[unsafe_offset = row * n_vocab + token]
+            ids[unsafe_offset = row * k + place] = Int64(token)
+            logprobs[unsafe_offset = row * k + place] = logit - top - log_total
 
 
 @always_inline
@@ -244,6 +259,8 @@ def search_parts_on_gpu(
     logits: Pointer[mut=True, Float, ...],
     suppressed: Pointer[mut=False, Int64, ...],
     ranges: Pointer[mut=False, Int64, ...],
+    temperatures: Pointer[mut=False, Float, ...],
+    seeds: Pointer[mut=False, Int64, ...],
     batch: Int,
     n_vocab: Int,
     n_suppressed: Int,
@@ -257,7 +274,17 @@ def search_parts_on_gpu(
 
     def kernel() {var}:
         search_part_block(
-            totals, best, tokens, logits, suppressed, ranges, Int(n_vocab_), Int(n_suppressed_), Int(k_)
+            totals,
+            best,
+            tokens,
+            logits,
+            suppressed,
+            ranges,
+            temperatures,
+            seeds,
+            Int(n_vocab_),
+            Int(n_suppressed_),
+            Int(k_),
         )
 
     ctx.enqueue_function(
@@ -274,6 +301,7 @@ def search_merge_on_gpu(
     best: Pointer[mut=False, Float, ...],
     tokens: Pointer[mut=False, Int32, ...],
     ranges: Pointer[mut=False, Int64, ...],
+    temperatures: Pointer[mut=False, Float, ...],
     batch: Int,
     n_vocab: Int,
     k: Int,
@@ -284,6 +312,8 @@ def search_merge_on_gpu(
     var k_ = Int32(k)
 
     def kernel() {var}:
-        search_merge_block(ids, logprobs, logits, totals, best, tokens, ranges, Int(n_vocab_), Int(k_))
+        search_merge_block(
+            ids, logprobs, logits, totals, best, tokens, ranges, temperatures, Int(n_vocab_), Int(k_)
+        )
 
     ctx.enqueue_function(kernel, grid_dim=batch, block_dim=THREADS, attributes=early())

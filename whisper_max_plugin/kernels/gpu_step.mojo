@@ -172,7 +172,7 @@ struct SearchParts:
     """The first half of `Search`: each block filters and ranks `PART` tokens of a row, its text and its timestamps apart.
 
     totals (batch, n_parts, 2, 2): of each kind the largest logit, and the sum of ``exp(logit - largest)``; best and tokens
-    (batch, n_parts, 2, k), the best first; logits, suppressed and ranges as in `Search`.
+    (batch, n_parts, 2, k), the best first; logits and what follows as in `Search`.
     """
 
     @staticmethod
@@ -185,6 +185,8 @@ struct SearchParts:
         logits: MutableInputTensor[dtype=DType.float32, rank=2, ...],
         suppressed: InputTensor[dtype=DType.int64, rank=1, ...],
         ranges: InputTensor[dtype=DType.int64, rank=2, ...],
+        temperatures: InputTensor[dtype=DType.float32, rank=1, ...],
+        seeds: InputTensor[dtype=DType.int64, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "gpu", "a CPU takes `Search`"
@@ -197,6 +199,8 @@ struct SearchParts:
             logits.unsafe_ptr(),
             suppressed.unsafe_ptr(),
             ranges.unsafe_ptr(),
+            temperatures.unsafe_ptr(),
+            seeds.unsafe_ptr(),
             logits.dim_size(0),
             logits.dim_size(1),
             suppressed.dim_size(0),
@@ -220,6 +224,7 @@ struct SearchMerge:
         best: InputTensor[dtype=DType.float32, rank=4, ...],
         tokens: InputTensor[dtype=DType.int32, rank=4, ...],
         ranges: InputTensor[dtype=DType.int64, rank=2, ...],
+        temperatures: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "gpu", "a CPU takes `Search`"
@@ -231,6 +236,7 @@ struct SearchMerge:
             best.unsafe_ptr(),
             tokens.unsafe_ptr(),
             ranges.unsafe_ptr(),
+            temperatures.unsafe_ptr(),
             logits.dim_size(0),
             logits.dim_size(1),
             ids.dim_size(1),

@@ -7,6 +7,7 @@ from max.gpu.host import DeviceContext
 from std.math import exp, log
 from std.sys import simd_width_of
 
+from .noise import gumbel
 from .sharing import share
 
 comptime WIDTH = simd_width_of[DType.float32]()
@@ -60,12 +61,16 @@ def rank(
     row: Pointer[Scalar[DType.float32], ...],
     begin: Int,
     end: Int,
+    temperature: Scalar[DType.float32],
+    seed: Int64,
 ):
-    """Merge the logits from `begin` to `end` into the `k` best, in falling order; the first of equals comes first."""
+    """Merge the logits from `begin` to `end` into the `k` best, in falling order; the first of equals comes first.
+
+    What is best is said by the logits with `temperature` times their noise.
+    """
 
     @always_inline
-    def consider(i: Int) {imm}:
-        var value = row[unsafe_offset=i]
+    def consider(i: Int, value: Scalar[DType.float32]) {imm}:
         if not value > best[unsafe_offset = k - 1]:
             return
         var place = k - 1
@@ -76,6 +81,10 @@ def rank(
         best[unsafe_offset=place] = value
         ids[unsafe_offset=place] = Int64(i)
 
+    if temperature != 0:
+        for i in range(begin, end):
+            consider(i, row[unsafe_offset=i] + temperature * gumbel(seed, i))
+        return
     comptime together = 4 * WIDTH  # most are not worth a closer look
     var vector_end = begin + max(end - begin, 0) // together * together
     for i in range(begin, vector_end, together):
@@ -84,9 +93,9 @@ def rank(
             found = max(found, row.unsafe_load[width=WIDTH](i + j))
         if found.reduce_max() > best[unsafe_offset = k - 1]:
             for j in range(i, i + together):
-                consider(j)
+                consider(j, row[unsafe_offset=j])
     for i in range(vector_end, end):
-        consider(i)
+        consider(i, row[unsafe_offset=i])
 
 
 @extensibility.register("whisper_search")
@@ -95,7 +104,8 @@ struct Search:
 
     ids and logprobs (batch, k), the best first; logits (batch, n_vocab); suppressed (n), tokens that no row may choose,
     negative where there is none; ranges (batch, 4): a row's tokens are those of [0] to [1], text, and of [2] to [3],
-    timestamps. Where the timestamps together are likelier than any token of text, they alone are left.
+    timestamps. Where the timestamps together are likelier than any token of text, they alone are left. At a temperature
+    of a row, (batch), above 0 the best are samples, without repetition, by the noise of its seed, (batch).
     """
 
     @staticmethod
@@ -107,6 +117,8 @@ struct Search:
         logits: MutableInputTensor[dtype=DType.float32, rank=2, ...],
         suppressed: InputTensor[dtype=DType.int64, rank=1, ...],
         ranges: InputTensor[dtype=DType.int64, rank=2, ...],
+        temperatures: InputTensor[dtype=DType.float32, rank=1, ...],
+        seeds: InputTensor[dtype=DType.int64, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "a GPU takes two operations, `SearchParts` and `SearchMerge`"
@@ -118,6 +130,8 @@ struct Search:
         var all_logits = logits.unsafe_ptr()
         var all_suppressed = suppressed.unsafe_ptr()
         var all_ranges = ranges.unsafe_ptr()
+        var all_temperatures = temperatures.unsafe_ptr()
+        var all_seeds = seeds.unsafe_ptr()
 
         def work(batch: Int) raises {imm}:
             var row = all_logits.unsafe_offset(batch * n_vocab)
@@ -150,10 +164,15 @@ struct Search:
             for i in range(k):
                 best[unsafe_offset=i] = MINUS_INFINITY
                 found[unsafe_offset=i] = 0
-            rank(found, best, k, row, text, text_end)
-            rank(found, best, k, row, stamps, stamps_end)
+            var temperature = all_temperatures[unsafe_offset=batch]
+            var seed = all_seeds[unsafe_offset=batch]
+            rank(found, best, k, row, text, text_end, temperature, seed)
+            rank(found, best, k, row, stamps, stamps_end, temperature, seed)
             var log_total = log(total)
             for i in range(k):
-                best[unsafe_offset=i] = best[unsafe_offset=i] - top - log_total
+                var logit = best[unsafe_offset=i]
+                if temperature != 0 and logit > MINUS_INFINITY:
+                    logit = row[unsafe_offset = Int(found[unsafe_offset=i])]
+                best[unsafe_offset=i] = logit - top - log_total
 
         share(work, logits.dim_size(0))
