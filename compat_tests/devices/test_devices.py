@@ -16,19 +16,20 @@ import torch
 import whisper
 from max.engine import Model
 
-from whisper_max_plugin import loading, startup, trial
+from whisper_max_plugin import loading, startup, transcribe_many, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.doctor import parity_checks
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirrors
 from whisper_max_plugin.execution.engine import check_heads
+from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..compare import assert_same_result
 from ..conftest import Pair
-from ..data import NANO
+from ..data import NANO, SAMPLE_LONG
 from ..errors import assert_one_sentence, error_of
 from .cuda_stand_in import with_cuda
 from .fixtures import ELSEWHERE, HALF, elsewhere, transcripts
@@ -52,6 +53,22 @@ def test_what_is_copied_to_a_device_and_back_is_what_upstream_computes(
 ) -> None:
     expected, actual = transcripts([nano.torch, elsewhere], options)
     assert_same_result(actual, expected)
+
+
+def test_recordings_that_are_decoded_together_keep_their_temperatures(nano: Pair, elsewhere: MaxWhisper) -> None:
+    """Some fall back to samples beside others; with hardly any heat, samples are the best tokens."""
+    audio = whisper.load_audio(str(SAMPLE_LONG))
+    audios = [audio[begin * 16000 : (begin + 12) * 16000] for begin in (0, 30, 60, 90)]
+    options: dict[str, Any] = {"fp16": False, "language": "en"}
+    expected = [nano.torch.transcribe(audio, temperature=0.0, **options) for audio in audios]
+    scores = [min(segment["avg_logprob"] for segment in result["segments"]) for result in expected]
+    options |= {"temperature": (0.0, 1e-3), "logprob_threshold": sorted(scores)[2] - 1e-4}
+    results: dict[int, dict[str, Any]] = {}
+    for finished in transcribe_many(elsewhere, audios, batch_size=4, **options):
+        results[finished.index] = finished.result
+    assert [results[index]["text"] for index in range(4)] == [result["text"] for result in expected]
+    temperatures = {segment["temperature"] for result in results.values() for segment in result["segments"]}
+    assert temperatures == {0.0, 1e-3}
 
 
 def test_spectrograms_beams_and_hooks_of_callers_with_a_cache_of_the_device(nano: Pair, elsewhere: MaxWhisper) -> None:
@@ -115,6 +132,17 @@ def test_what_max_copies_is_there_at_once(dtype: torch.dtype) -> None:
     device.write(buffer, tensor + 1)
     tensor.zero_()
     assert torch.equal(device.get(buffer), torch.arange(1, 13).to(dtype).view(3, 4).T)
+
+
+def test_sequences_that_search_together_are_searched_as_alone() -> None:
+    kind = SearchKind.of_any_token(60)
+    alone, together = SearchInputs(ELSEWHERE, 2, 8, kind), SearchInputs(ELSEWHERE, 5, 8, kind)
+    for mirror in alone.allowed.each:
+        mirror.array[:] = np.random.default_rng(0).integers(1, 9, mirror.array.shape)
+    together.copy_allowed_from(alone, slice(1, 3))
+    for mine, its in zip(together.allowed.each, alone.allowed.each, strict=True):
+        assert np.array_equal(mine.array[1:3], its.array)
+        assert not (mine.array[[0, 3, 4]] == its.array[:1]).all()
 
 
 def test_without_a_gpu_the_cpu_is_the_best_device(monkeypatch: pytest.MonkeyPatch) -> None:
