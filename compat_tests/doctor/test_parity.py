@@ -178,13 +178,15 @@ def test_an_error_within_the_limit_passes(nano: Pair, disturb: Disturb) -> None:
     assert failed(check()) == []
 
 
-def test_a_search_that_finds_other_tokens(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_search_that_finds_other_tokens(nano: Pair, monkeypatch: pytest.MonkeyPatch, samples: bool) -> None:
     original = Engine.search
 
     def search(self: Engine, logits: Buffer, inputs: SearchInputs, suppressed: Buffer) -> None:
         original(self, logits, inputs, suppressed)
-        inputs.ids.array[...] += 1
-        inputs.found.push()
+        if bool(inputs.temperatures.array.any()) == samples:
+            inputs.ids.array[...] += 1
+            inputs.found.push()
 
     monkeypatch.setattr(Engine, "search", search)
     assert failed(check()) == ["ranking"]

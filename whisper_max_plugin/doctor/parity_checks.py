@@ -29,6 +29,7 @@ from whisper_max_plugin.inference.search import Rules, Search
 N_PROMPT = 200  # tokens, like the text before a window
 N_STEPS = 20
 N_BEAM, N_PASSES = 5, 8
+TEMPERATURES = 0.0, 1e-6  # with hardly any heat samples are the best tokens, by the code that takes samples
 BEAM_SOURCES = [1, 1, 4, 0, 2]  # which beam each one continues after a pass: one ends, one is continued twice
 N_ALIGNED = 32  # tokens
 
@@ -210,7 +211,7 @@ def words(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
 def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
     """Return the log-probabilities (1, N_BEAM) of the best tokens of each step in `steps`, without special ones.
 
-    From graphs, two for each step: what they say, and what upstream says of the tokens that they found.
+    From graphs, two for each step and temperature: what they say, and what upstream says of the tokens that they found.
     """
     results: list[Tensor] = []
     suppressed = list(range(window.n_text, model.dims.n_vocab))
@@ -219,14 +220,16 @@ def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
         logprobs[:, suppressed] = -torch.inf
         logprobs = logprobs.log_softmax(dim=-1)
         if not isinstance(model, MaxWhisper):
-            results += [logprobs.topk(N_BEAM).values] * 2
+            results += [logprobs.topk(N_BEAM).values] * 2 * len(TEMPERATURES)
             continue
         engine = model.decoder.runtime.engine()
         kind = SearchKind.of_any_token(model.dims.n_vocab, N_BEAM, suppressed)
-        found = SearchInputs(engine.device, 1, model.dims.n_text_ctx, kind)
-        engine.search(engine.device.put(logits.clone()), found, found.suppressed)
-        found.pull()
-        results += [torch.from_numpy(found.logprobs.array), logprobs.gather(1, torch.from_numpy(found.ids.array))]
+        for temperature in TEMPERATURES:
+            found = SearchInputs(engine.device, 1, model.dims.n_text_ctx, kind)
+            found.temperatures.array[:] = temperature
+            engine.search(engine.device.put(logits.clone()), found, found.suppressed)
+            found.pull()
+            results += [torch.from_numpy(found.logprobs.array), logprobs.gather(1, torch.from_numpy(found.ids.array))]
     return results
 
 
