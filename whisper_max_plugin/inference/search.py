@@ -162,6 +162,7 @@ class Search:
             timestamp_begin=rules.n_vocab if rules.timestamps is None else rules.timestamps.tokenizer.timestamp_begin,
         )
         self.inputs = engine.searches.take(batch, kind)
+        self.inputs.temperatures.array[:] = self._temperature or 0  # the memory may have been another search's
         weakref.finalize(self, engine.searches.give_back, self.inputs).atexit = False
         self._suppressed_first = engine.device.put(suppressed_tokens(rules.suppressed_first))
 
@@ -202,8 +203,8 @@ class Search:
         inputs.ranges.array[:] = [self._rules.ranges(sequence) for sequence in self.sequences]
         if self.n_ahead > 1:
             inputs.stamps.array[:] = [self._rules.latest_stamp(sequence) for sequence in self.sequences]
-        inputs.temperatures.array[:] = self._temperature or 0
-        inputs.seeds.array[:] = self._seeds + len(self.sequences[0])  # a step adds one for the step that follows
+        if self._temperature:
+            inputs.seeds.array[:] = self._seeds + len(self.sequences[0])  # a step adds one for the step that follows
         return inputs
 
     def update(self, logits: Buffer) -> None:
