@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,6 +139,25 @@ def _checked(backend: Any, plugin_name: str) -> tuple[str, Backend]:
             name, f"the backend of the plugin {plugin_name} lacks {', '.join(lacking)}: update it"
         )
     return name, backend
+
+
+@dataclass(frozen=True)
+class State:
+    """What a backend says of itself: `reason` is why it cannot run, None when it can."""
+
+    version: str | None
+    devices: list[str]
+    reason: str | None
+
+
+def state(backend: Backend) -> State:
+    """Return what a backend says of itself; one that raises instead cannot run, and does not end a list of them."""
+    try:
+        version, devices, answer = backend.version(), backend.devices(), backend.can_run()
+    except Exception as error:  # noqa: BLE001 - foreign code, as above
+        reason = f"it failed when asked whether it can run ({type(error).__name__}: {error}): update or uninstall it"
+        return State(None, [], reason)
+    return State(version, devices, None if answer is True else answer)
 
 
 def get(name: str) -> Backend:

@@ -129,18 +129,18 @@ def transcribe(arguments: Sequence[str]) -> int:
 
 def backends(options: argparse.Namespace) -> int:
     """Print every registered backend: name, version, devices, and the reason when it cannot run."""
-    from whisper_max_plugin.backends import all_backends
+    from whisper_max_plugin.backends import all_backends, state
 
     rows: list[dict[str, Any]] = []
     for backend in all_backends():
-        reason = backend.can_run()
+        found = state(backend)
         rows.append(
             {
                 "name": backend.name,
-                "version": backend.version(),
-                "devices": backend.devices(),
-                "usable": reason is True,
-                "reason": None if reason is True else reason,
+                "version": found.version,
+                "devices": found.devices,
+                "usable": found.reason is None,
+                "reason": found.reason,
             }
         )
     if options.json:

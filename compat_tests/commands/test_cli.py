@@ -155,6 +155,22 @@ def test_backends_say_why_they_cannot_run(capsys, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("asked", ["version", "devices", "can_run"])
+def test_a_backend_that_fails_when_asked_is_listed_with_the_others(capsys, monkeypatch, asked):
+    def fail():
+        raise OSError("no such chip")
+
+    other = backends.BrokenBackend("other", "")
+    monkeypatch.setattr(other, asked, fail)
+    registered = [other, *backends.all_backends()]
+    monkeypatch.setattr(backends, "all_backends", lambda: registered)
+    assert main(["backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["other", "max", "torch"]
+    reason = "no: it failed when asked whether it can run (OSError: no such chip): update or uninstall it"
+    assert lines[1].split(maxsplit=3)[3] == reason
+
+
 def test_backends_as_json(capsys):
     assert main(["backends", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

@@ -170,3 +170,14 @@ def test_a_built_in_backend_that_cannot_run_is_a_problem():
 def test_a_third_partys_backend_that_cannot_run_is_only_information():
     check = doctor.check_backend(backends.BrokenBackend("other", "no such chip"))
     assert (check.ok, check.value) == (None, "no such chip")
+
+
+def test_a_third_partys_backend_that_fails_when_asked_is_only_information(monkeypatch):
+    def can_run():
+        raise OSError("no such chip")
+
+    other = backends.BrokenBackend("other", "")
+    monkeypatch.setattr(other, "can_run", can_run)
+    check = doctor.check_backend(other)
+    assert check.ok is None
+    assert "OSError: no such chip" in check.value

@@ -84,7 +84,9 @@ def test_the_report_of_a_sound_model(nano: Pair, capsys: pytest.CaptureFixture[s
     assert all(0 < error < 1e-4 for name, error in errors.items() if name != "ranking")
     assert 0 <= errors["ranking"] < 1e-4  # without AVX512 kernel and torch round alike
     assert [row.split("  ")[-1] for row in rows] == ["-", "-", "-", "20/20 equal", "-", "-", "-", "-"]
-    assert verdict.startswith(f"pass: {NANO} (float32 on cpu, {GRAPH_RUNS} graph runs, 0 fallbacks, whisper-max-plugin ")
+    assert verdict.startswith(
+        f"pass: {NANO} (float32 on cpu, {GRAPH_RUNS} graph runs, 0 fallbacks, whisper-max-plugin "
+    )
     for name, value in parity.machine().items():
         assert f"{name} {value}" in verdict
 

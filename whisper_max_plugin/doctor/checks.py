@@ -291,10 +291,10 @@ def check_whisper_backend_variable() -> Check:
     if not value:
         return Check(backends.VARIABLE, None, "not set")
     try:
-        reason = backends.get(value).can_run()
+        reason = backends.state(backends.get(value)).reason
     except UnknownBackendError as error:
         return Check(backends.VARIABLE, False, str(error), f"export {backends.VARIABLE}=max")
-    if reason is True:
+    if reason is None:
         return Check(backends.VARIABLE, True, value)
     return Check(backends.VARIABLE, False, f"{value} cannot run: {reason}", f"unset {backends.VARIABLE}")
 
@@ -319,12 +319,14 @@ def check_precision_variable() -> Check:
 
 def check_backend(backend: Backend) -> Check:
     """One registered backend can run; a third party's that cannot is only information."""
+    from whisper_max_plugin import backends
+
     name = f"backend {backend.name}"
-    reason = backend.can_run()
-    if reason is True:
-        return Check(name, True, f"usable on {', '.join(backend.devices())}")
+    found = backends.state(backend)
+    if found.reason is None:
+        return Check(name, True, f"usable on {', '.join(found.devices)}")
     remedies = {"max": environment.reinstall(f"max=={TESTED_MAX}.*"), "torch": environment.reinstall("torch")}
-    return Check(name, False if backend.name in remedies else None, reason, remedies.get(backend.name))
+    return Check(name, False if backend.name in remedies else None, found.reason, remedies.get(backend.name))
 
 
 def _check_installed(distribution: str) -> Check:
