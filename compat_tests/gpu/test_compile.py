@@ -35,8 +35,10 @@ OTHERS = [
     *((architecture, "float32") for architecture in ("sm_80", "sm_90a")),
 ]
 
+MOST_INSTRUCTIONS = 8192
+"""Of 16 bytes each, they fit into the cache that a multiprocessor has for them. One division a value made 40 000."""
 
-LOADS_OF_A_STEP = {None: {10: 4, 16: 3, 0: 5}, "float32": {5: 4, 6: 8, 16: 3, 0: 5}}
+LOADS_OF_A_STEP = {None: {10: 12, 16: 3, 0: 5}, "float32": {5: 4, 6: 8, 16: 3, 0: 5}}
 """How many kernels of each precision have how many loads of weights, keys and values on their way before they wait."""
 
 
@@ -68,6 +70,7 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     code = kernels_in(artifact, "mojo_pkg_")
     assert {each.name for each in code} == ours
     assert [each.name for each in code if each.spills] == []
+    assert max(len(each.instructions) for each in code) < MOST_INSTRUCTIONS
     # By kinds of kernels: the linear layers of a step and its attention, and what has nothing to read ahead
     loads = Counter(each.loads_before_the_wait for each in code if each.waits)
     overlaps = int(re.sub("\\D", "", architecture)) >= 90

@@ -83,7 +83,7 @@ def run_gemm(
     length: int,
     stride: int = 1,
     length_out: int | None = None,
-    head_dim: int = 1,
+    head_dim: int = 0,
 ) -> Tensor:
     """Compute y of x, w, bias and residual."""
     n = len(inputs[1])

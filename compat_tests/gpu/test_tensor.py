@@ -39,7 +39,7 @@ def run_gemm(
     length: int,
     stride: int = 1,
     length_out: int | None = None,
-    head_dim: int = 1,
+    head_dim: int = 0,
 ) -> Tensor:
     """Compute y of x, w, bias and residual, in tiles of `side` rows and columns."""
     n = len(inputs[1])
@@ -127,6 +127,21 @@ def test_few_rows_of_layer_norms(kernels: Kernels, half: str, m: int, n: int, k:
     y = run_linear(kernels, f"tensor linear norm {half}", unset(m, n), x, w, x, x, weight, bias)
     normalized = layer_norm(x.double(), [k], weight.double(), bias.double()).to(TYPES[half])
     assert_close(y, normalized.double() @ w.double().T, half)
+
+
+@HALF
+@pytest.mark.parametrize(("m", "groups"), [(9, 2), (16, 2), (17, 4), (32, 4)])
+@pytest.mark.parametrize("kind", ["", " norm"])
+def test_more_rows_are_what_they_are_alone(kernels: Kernels, half: str, m: int, groups: int, kind: str) -> None:
+    n, k = 21, 416  # of 8 warps: five have a second step
+    x, w = 3 * torch.randn(m, k) + 5, torch.randn(n, k).to(TYPES[half])
+    norm = [torch.randn(k), torch.randn(k)] if kind else []
+    y = run_linear(kernels, f"tensor linear{kind} {half} {groups}", unset(m, n), x, w, x, x, *norm)
+    alone = [
+        run_linear(kernels, f"tensor linear{kind} {half}", unset(len(few), n), few, w, few, few, *norm)
+        for few in x.split(8)
+    ]
+    assert_equal(y, torch.cat(alone))
 
 
 @HALF

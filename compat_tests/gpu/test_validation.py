@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from ..conftest import Pair
+
 FOLDER = Path(__file__).parent
 BREAKS_PARITY = """
 from whisper_max_plugin.import_hook import when_imported
@@ -49,7 +51,7 @@ def results(found: dict[str, Any]) -> dict[str, str]:
     return {step["name"]: step["result"] for step in found["steps"]}
 
 
-def test_correctness_alone(tmp_path: Path) -> None:
+def test_correctness_alone(nano: Pair, tmp_path: Path) -> None:  # nano's graphs are compiled, and are named
     status, found, table = run(tmp_path / "out", "--sizes", "nano", "--bench-sizes", "none", "--recordings", "none")
     assert results(found) == dict.fromkeys(["facts", "copy", "parity nano float32", "transcripts float32"], "pass")
     assert status == 0

@@ -73,6 +73,7 @@ def linear[
 def tensor_linear[
     type: DType,
     of_x: DType,
+    groups: Int = 1,
     has_norm: Bool = False,
     has_bias: Bool = False,
     has_residual: Bool = False,
@@ -90,13 +91,13 @@ def tensor_linear[
     n: Int32,
     k: Int32,
 ):
-    tensor_linear_block[has_norm, has_bias, has_residual, has_gelu, overlaps](
+    tensor_linear_block[groups, has_norm, has_bias, has_residual, has_gelu, overlaps](
         y, x, norm, norm_bias, w, bias, residual, Int(m), Int(n), Int(k)
     )
 
 
 def gemm[
-    type: DType, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool
 ](
     y: Out[F32],
     x: In[F32],
@@ -112,11 +113,11 @@ def gemm[
     head_dim: Int32,
 ):
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
-    gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](y, x, w, bias, residual, Int(m), Int(n), source)
+    gemm_block[taps, side, has_bias, has_gelu, has_residual](y, x, w, bias, residual, Int(m), Int(n), source)
 
 
 def tensor_gemm[
-    type: DType, out: DType, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, out: DType, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool
 ](
     y: Out[out],
     x: In[type],
@@ -132,7 +133,7 @@ def tensor_gemm[
     head_dim: Int32,
 ):
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
-    tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](
+    tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual](
         y, x, w, bias, residual, Int(m), Int(n), source
     )
 
@@ -335,11 +336,11 @@ def main():
 
     comptime for type in [DType.float16, DType.float32]:
         comptime for side in [4, 8]:
-            show[gemm[type, 1, side, True, True, False, False]](String("gemm gelu ", type, " ", side))
-            show[gemm[type, 1, side, True, False, True, False]](String("gemm add ", type, " ", side))
-            show[gemm[type, 1, side, True, False, False, True]](String("gemm heads ", type, " ", side))
-            show[gemm[type, 3, side, True, True, True, False]](String("gemm conv ", type, " ", side))
-    show[gemm[F32, 3, 4, True, True, False, False]]("gemm conv without positions")
+            show[gemm[type, 1, side, True, True, False]](String("gemm gelu ", type, " ", side))
+            show[gemm[type, 1, side, True, False, True]](String("gemm add ", type, " ", side))
+            show[gemm[type, 1, side, True, False, False]](String("gemm heads ", type, " ", side))
+            show[gemm[type, 3, side, True, True, True]](String("gemm conv ", type, " ", side))
+    show[gemm[F32, 3, 4, True, True, False]]("gemm conv without positions")
     show[scores]("scores")
 
     comptime for type in [DType.float16, DType.bfloat16]:
@@ -353,18 +354,21 @@ def main():
         show[tensor_linear[type, F32, has_bias=True, has_gelu=True]](String("tensor linear gelu ", type))
         show[tensor_linear[type, F32, has_bias=True, has_residual=True]](String("tensor linear add ", type))
         show[tensor_linear[type, type, has_bias=True, overlaps=False]](String("tensor linear apart ", type))
+        comptime for groups in [2, 4]:
+            show[tensor_linear[type, F32, groups]](String("tensor linear ", type, " ", groups))
+            show[tensor_linear[type, F32, groups, has_norm=True]](String("tensor linear norm ", type, " ", groups))
         comptime for side in [64, 128]:
-            show[tensor_gemm[type, type, 1, side, True, True, False, False]](String("tensor gelu ", type, " ", side))
-            show[tensor_gemm[type, F32, 1, side, True, False, True, False]](String("tensor add ", type, " ", side))
-            show[tensor_gemm[type, type, 1, side, True, False, False, True]](String("tensor heads ", type, " ", side))
-            show[tensor_gemm[type, F32, 3, side, True, True, True, False]](String("tensor conv ", type, " ", side))
+            show[tensor_gemm[type, type, 1, side, True, True, False]](String("tensor gelu ", type, " ", side))
+            show[tensor_gemm[type, F32, 1, side, True, False, True]](String("tensor add ", type, " ", side))
+            show[tensor_gemm[type, type, 1, side, True, False, False]](String("tensor heads ", type, " ", side))
+            show[tensor_gemm[type, F32, 3, side, True, True, True]](String("tensor conv ", type, " ", side))
         show[tensor_flash[type]](String("tensor flash ", type))
         show[store[type]](String("store ", type))
         show[causal[type, 64]](String("causal ", type))
         show[self_attention[type, 64]](String("self_attention ", type, " 64"))
         comptime for rows in [1, 5]:
             show[cross_attention[type, rows, 64]](String("cross_attention ", type, " ", rows))
-    show[tensor_gemm[DType.float16, F32, 1, 64, False, False, False, False]]("tensor without bias")
+    show[tensor_gemm[DType.float16, F32, 1, 64, False, False, False]]("tensor without bias")
 
     comptime for head_dim in [32, 64]:
         show[self_attention[F32, head_dim]](String("self_attention float32 ", head_dim))

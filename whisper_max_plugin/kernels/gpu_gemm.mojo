@@ -10,7 +10,7 @@ from std.math import ceildiv
 from std.memory import stack_allocation
 from std.sys import size_of
 
-from .gemm import Source
+from .gemm import Source, quotient
 from .vectors import Float, gelu
 
 comptime THREADS = 256  # 16 by 16, of which each has SIDE by SIDE sums
@@ -36,7 +36,6 @@ def gemm_block[
     has_bias: Bool,
     has_gelu: Bool,
     has_residual: Bool,
-    heads: Bool,
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[of_x], ...],
@@ -71,12 +70,11 @@ def gemm_block[
             comptime if taps == 1:
                 x_next[i] = load_four(x, row * source.n_in + column)
             else:
-                # The channels of neighbours lie side by side, so a window is a row that may begin before the first.
-                var begin = row % source.length_out * source.stride - 1
-                var at = begin + column // source.n_in
+                var tap = quotient(column, source.n_in)
+                var at = source.offset(taps, row, tap)
                 x_next[i] = Four(0)
-                if 0 <= at < source.length:
-                    x_next[i] = load_four(x, (row // source.length_out * source.length + begin) * source.n_in + column)
+                if at >= 0:
+                    x_next[i] = load_four(x, at + column - tap * source.n_in)
             var output = min(first_column + index // (DEPTH // 4), n - 1)
             w_next[i] = load_four(w, output * k + column)
 
@@ -107,31 +105,33 @@ def gemm_block[
                         comptime at = (h * 4 + i) * groups + g
                         sums[at] = Four(rows[i]).fma(columns[g], sums[at])
 
+    var places = Array[Int, side](fill=0)
+    comptime for g in range(groups):
+        comptime for j in range(4):
+            places[g * 4 + j] = source.place_of_column(first_column + g * 64 + w_at + j)
     comptime for h in range(groups):
         comptime for i in range(4):
             var row = first_row + h * 64 + x_at + i
-            comptime for g in range(groups):
-                comptime for j in range(4):
-                    var column = first_column + g * 64 + w_at + j
-                    if row < m and column < n:
-                        var value = sums[(h * 4 + i) * groups + g][j]
-                        comptime if has_bias:
-                            value += bias[unsafe_offset=column]
-                        comptime if has_gelu:
-                            value = gelu[1](value)
-                        comptime if has_residual:
-                            value += residual[unsafe_offset = row % source.length_out * n + column]
-                        var at = row * n + column
-                        comptime if heads:
-                            var head = row // source.length_out * (n // source.head_dim) + column // source.head_dim
-                            var row_of_head = head * source.length_out + row % source.length_out
-                            at = row_of_head * source.head_dim + column % source.head_dim
-                        y[unsafe_offset=at] = value.cast[out]()
+            if row < m:
+                var place = source.place_of_row(row, n)
+                var of_residual = source.row_of_sequence(row) * n
+                comptime for g in range(groups):
+                    comptime for j in range(4):
+                        var column = first_column + g * 64 + w_at + j
+                        if column < n:
+                            var value = sums[(h * 4 + i) * groups + g][j]
+                            comptime if has_bias:
+                                value += bias[unsafe_offset=column]
+                            comptime if has_gelu:
+                                value = gelu[1](value)
+                            comptime if has_residual:
+                                value += residual[unsafe_offset = of_residual + column]
+                            y[unsafe_offset = place + places[g * 4 + j]] = value.cast[out]()
 
 
 @always_inline
 def gemm_on_gpu[
-    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, of_x: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[of_x], ...],
@@ -162,7 +162,7 @@ def gemm_on_gpu[
             var head_dim = Int32(source.head_dim)
 
             def kernel() {var}:
-                gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](
+                gemm_block[taps, side, has_bias, has_gelu, has_residual](
                     y,
                     x,
                     w,
@@ -190,7 +190,7 @@ def scores_block[
     """Compute one tile of one head's products of queries with keys, see `Scores`."""
     var head = Int(block_idx.z)
     var source = Source(head_dim, n_queries, 1, n_queries, 0)
-    gemm_block[1, side, False, False, False, False](
+    gemm_block[1, side, False, False, False](
         y.unsafe_offset(head * n_queries * n_keys),
         q.unsafe_offset(head * n_queries * head_dim),
         keys.unsafe_offset(head * n_keys * head_dim),

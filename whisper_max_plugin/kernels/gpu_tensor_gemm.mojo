@@ -6,7 +6,7 @@ from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
 from std.math import ceildiv
 from std.sys import size_of
 
-from .gemm import Source
+from .gemm import Source, quotient
 from .gpu_tensor import CHUNK, Sums, Tile, add_product
 from .vectors import Float, gelu
 
@@ -18,7 +18,7 @@ comptime ENOUGH = 100  # large tiles to keep a GPU busy
 
 @always_inline
 def tensor_gemm_block[
-    type: DType, out: DType, //, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, out: DType, //, taps: Int, side: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[type], ...],
@@ -41,32 +41,40 @@ def tensor_gemm_block[
     var k = source.n_in * taps
     var n_steps = ceildiv(k, DEPTH)
 
+    # The chunks that a thread brings for each step: of these rows of x, and of w.
+    comptime brings = side * DEPTH // CHUNK // THREADS
+    var chunk = thread % (DEPTH // CHUNK)
+    var begins = Array[Int, brings](fill=0)  # of a convolution's windows in their sequences, which may be before the first row
+    var rows_of_x = Array[Int, brings](fill=0)
+    var rows_of_w = Array[Int, brings](fill=0)
+    comptime for i in range(brings):
+        var tile_row = (i * THREADS + thread) // (DEPTH // CHUNK)
+        var row = min(first_row + tile_row, m - 1)
+        rows_of_x[i] = row * source.n_in
+        rows_of_w[i] = min(first_column + tile_row, n - 1) * k
+        comptime if taps > 1:
+            begins[i] = source.row_of_sequence(row) * source.stride - 1
+            rows_of_x[i] = (quotient(row, source.length_out) * source.length + begins[i]) * source.n_in
+
     @always_inline
     def fetch(step: Int) {imm}:
         """Begin to copy what a step multiplies."""
         var stage = step % STAGES * Part.SIZE
-        comptime for i in range(side * DEPTH // CHUNK // THREADS):
-            var index = i * THREADS + thread
-            var chunk = index % (DEPTH // CHUNK)
-            var tile_row = index // (DEPTH // CHUNK)
-            var column = step * DEPTH + chunk * CHUNK
-            var inside = column < k
-            var row = min(first_row + tile_row, m - 1)
-            comptime if taps == 1:
-                Part(xs.unsafe_offset(stage)).fetch(
-                    tile_row, chunk, x.unsafe_offset(row * source.n_in + (column if inside else 0)), inside
-                )
-            else:
-                # The channels of neighbours lie side by side, so a window is a row that may begin before the first.
-                var begin = row % source.length_out * source.stride - 1
-                var at = begin + column // source.n_in
-                var valid = inside and 0 <= at and at < source.length
-                var offset = (row // source.length_out * source.length + begin) * source.n_in + column
-                Part(xs.unsafe_offset(stage)).fetch(tile_row, chunk, x.unsafe_offset(offset if valid else 0), valid)
-            var output = min(first_column + tile_row, n - 1)
-            Part(ws.unsafe_offset(stage)).fetch(
-                tile_row, chunk, w.unsafe_offset(output * k + (column if inside else 0)), inside
-            )
+        var column = step * DEPTH + chunk * CHUNK
+        var inside = column < k
+        comptime for i in range(brings):
+            var tile_row = (i * THREADS + thread) // (DEPTH // CHUNK)
+            var valid = inside
+            comptime if taps > 1:
+                # The channels of neighbours lie side by side, so a window is a row of its own.
+                var at = begins[i]
+                comptime for tap in range(1, taps):
+                    at += Int(column >= tap * source.n_in)
+                valid = inside and 0 <= at and at < source.length
+            var from_x = rows_of_x[i] + column if valid else 0
+            var from_w = rows_of_w[i] + column if inside else 0
+            Part(xs.unsafe_offset(stage)).fetch(tile_row, chunk, x.unsafe_offset(from_x), valid)
+            Part(ws.unsafe_offset(stage)).fetch(tile_row, chunk, w.unsafe_offset(from_w), inside)
 
     comptime downs = own // 16  # products of a warp below each other
     comptime pairs = own // 16  # and pairs of them side by side
@@ -99,42 +107,49 @@ def tensor_gemm_block[
                     add_product(sums[at + 1], lefts[i], rights.slice[4, offset=4]())
     async_copy_wait_group(0)
 
-    @always_inline
-    def finish[width: Int](row: Int, column: Int, products: SIMD[DType.float32, width]) {imm}:
-        """Write neighbours in a row."""
-        var values = products
-        var t = row % source.length_out
-        comptime if has_bias:
-            values += bias.unsafe_load[width=width, alignment = 4 * width](column)
-        comptime if has_gelu:
-            values = gelu(values)
-        comptime if has_residual:
-            values += residual.unsafe_load[width=width, alignment = 4 * width](t * n + column)
-        var at = row * n + column
-        comptime if heads:
-            var head = row // source.length_out * (n // source.head_dim) + column // source.head_dim
-            at = (head * source.length_out + t) * source.head_dim + column % source.head_dim
-        y.unsafe_store[alignment = size_of[out]() * width](at, values.cast[out]())
-
+    # Of a lane's sums two are of a row, and two of the one 8 further on; columns come in pairs.
+    var places = Array[Int, pairs * 2](fill=0)
+    comptime for j in range(pairs * 2):
+        places[j] = source.place_of_column(first_column + column_of_warp + j * 8 + lane % 4 * 2)
     comptime for i in range(downs):
         comptime for half in range(2):
             var row = first_row + row_of_warp + i * 16 + half * 8 + lane // 4
-            comptime for j in range(pairs * 2):
-                var column = first_column + column_of_warp + j * 8 + lane % 4 * 2
-                var products = sums[i * pairs * 2 + j].slice[2, offset = 2 * half]()
-                if row < m:
-                    if n % 2 == 0:
-                        if column < n:
-                            finish[2](row, column, products)
-                    else:
-                        comptime for which in range(2):
-                            if column + which < n:
-                                finish[1](row, column + which, products[which])
+            if row < m:
+                var place = source.place_of_row(row, n)
+                var of_residual = source.row_of_sequence(row) * n
+                comptime for j in range(pairs * 2):
+                    var column = first_column + column_of_warp + j * 8 + lane % 4 * 2
+                    if column < n:
+                        var values = sums[i * pairs * 2 + j].slice[2, offset = 2 * half]()
+                        comptime if has_bias:
+                            values[0] += bias[unsafe_offset=column]
+                            values[1] += bias[unsafe_offset = min(column + 1, n - 1)]
+                        comptime if has_gelu:
+                            values = gelu[2](values)
+
+                        @always_inline
+                        def write[width: Int](which: Int, values: SIMD[DType.float32, width]) {imm}:
+                            """Write neighbours in a row to y, with what is added to them."""
+                            var results = values
+                            comptime if has_residual:
+                                results += residual.unsafe_load[width=width, alignment = 4 * width](
+                                    of_residual + column + which
+                                )
+                            y.unsafe_store[alignment = size_of[out]() * width](
+                                place + places[j] + which, results.cast[out]()
+                            )
+
+                        if n % 2 == 0:
+                            write[2](0, values)
+                        else:
+                            write[1](0, values[0])
+                            if column + 1 < n:
+                                write[1](1, values[1])
 
 
 @always_inline
 def tensor_gemm_on_gpu[
-    type: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool, heads: Bool
+    type: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[type], ...],
@@ -164,7 +179,7 @@ def tensor_gemm_on_gpu[
             var head_dim = Int32(source.head_dim)
 
             def kernel() {var}:
-                tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual, heads](
+                tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual](
                     y,
                     x,
                     w,

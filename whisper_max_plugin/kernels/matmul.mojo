@@ -7,11 +7,12 @@ from max.gpu.host import DeviceContext
 from .gemm import Source, gemm
 from .gpu_gemm import gemm_on_gpu, scores_on_gpu
 from .gpu_tensor_gemm import tensor_gemm_on_gpu
+from .gpu_tensor_linear import MOST_ROWS
 from .linear import linear_for
 from .vectors import Finish, Float, numbers, results, unread
 
 comptime FEW = 15  # rows that `linear` has computed before a panel of w is laid out
-comptime FEW_ON_GPU = 8  # that it reads weights once for
+comptime FEW_ON_GPU = 8  # of float32, that it reads weights once for
 
 
 @always_inline
@@ -25,7 +26,6 @@ def gemm_for[
     has_bias: Bool,
     has_gelu: Bool,
     has_residual: Bool,
-    heads: Bool,
 ](
     y: Pointer[mut=True, Scalar[out], ...],
     x: Pointer[mut=False, Scalar[of_x], ...],
@@ -42,11 +42,11 @@ def gemm_for[
         var finish = Finish(numbers(bias), numbers(residual), has_bias, has_gelu, has_residual)
         gemm(results(y), numbers(x), numbers(w), finish, m, n, taps, source)
     elif of_x == DType.float32:
-        gemm_on_gpu[taps, has_bias, has_gelu, has_residual, heads](y, x, w, bias, residual, m, n, source, ctx)
+        gemm_on_gpu[taps, has_bias, has_gelu, has_residual](y, x, w, bias, residual, m, n, source, ctx)
     else:
         comptime assert type == of_x, "tensor cores take factors of the same type"
         var same = w.unsafe_bitcast[Scalar[of_x]]()
-        tensor_gemm_on_gpu[taps, has_bias, has_gelu, has_residual, heads](y, x, same, bias, residual, m, n, source, ctx)
+        tensor_gemm_on_gpu[taps, has_bias, has_gelu, has_residual](y, x, same, bias, residual, m, n, source, ctx)
 
 
 @always_inline
@@ -76,13 +76,14 @@ def matmul[
     var m = x.dim_size(0) * x.dim_size(1)
     var n = w.dim_size(0)
     var k = w.dim_size(1)
+    comptime few_on_gpu = FEW_ON_GPU if of_x == DType.float32 else MOST_ROWS
     comptime if may_be_few:
-        if m <= (FEW if target == "cpu" else FEW_ON_GPU):
+        if m <= (FEW if target == "cpu" else few_on_gpu):
             linear_for[target, has_bias, has_residual, has_gelu](
                 y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, k, ctx
             )
             return
-    gemm_for[target, 1, has_bias, has_gelu, has_residual, False](
+    gemm_for[target, 1, has_bias, has_gelu, has_residual](
         y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), bias, residual, m, n, Source(k, m, 1, m, 0), ctx
     )
 
@@ -169,7 +170,7 @@ def heads[
     """Compute y (batch, n_head, length, head_dim) = x (batch, length, k) @ w (n, k).T [+ bias (n)], laid out by heads.
     """
     var length = x.dim_size(1)
-    gemm_for[target, 1, has_bias, False, False, True](
+    gemm_for[target, 1, has_bias, False, False](
         y.unsafe_ptr(),
         x.unsafe_ptr(),
         w.unsafe_ptr(),
@@ -231,7 +232,7 @@ def convolution[
 
     y (batch, length_out, n_out); x (batch, length, n_in); w (n_out, 3, n_in)
     """
-    gemm_for[target, 3, True, True, has_positions, False](
+    gemm_for[target, 3, True, True, has_positions](
         y.unsafe_ptr(),
         x.unsafe_ptr(),
         w.unsafe_ptr(),
