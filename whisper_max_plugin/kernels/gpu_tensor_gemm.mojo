@@ -41,27 +41,30 @@ def tensor_gemm_block[
     var k = source.n_in * taps
     var n_steps = ceildiv(k, DEPTH)
 
-    # The chunks that a thread brings for each step: of these rows of x, and of w.
+    # What a thread brings for each step: a chunk of these rows of x, and of w. Places are of 32 bits, since half of what is
+    # not multiplied in a step would be their arithmetic.
     comptime brings = side * DEPTH // CHUNK // THREADS
     var chunk = thread % (DEPTH // CHUNK)
-    var begins = Array[Int, brings](fill=0)  # of a convolution's windows in their sequences, which may be before the first row
-    var rows_of_x = Array[Int, brings](fill=0)
-    var rows_of_w = Array[Int, brings](fill=0)
+    var begins = Array[Int, brings](fill=0)  # of a convolution's windows, of which the first is before its sequence
+    var rows_of_x = Array[Int32, brings](fill=0)
+    var rows_of_w = Array[Int32, brings](fill=0)
     comptime for i in range(brings):
         var tile_row = (i * THREADS + thread) // (DEPTH // CHUNK)
         var row = min(first_row + tile_row, m - 1)
-        rows_of_x[i] = row * source.n_in
-        rows_of_w[i] = min(first_column + tile_row, n - 1) * k
+        var row_of_x = row
         comptime if taps > 1:
             begins[i] = source.row_of_sequence(row) * source.stride - 1
-            rows_of_x[i] = (quotient(row, source.length_out) * source.length + begins[i]) * source.n_in
+            row_of_x = quotient(row, source.length_out) * source.length + begins[i]
+        rows_of_x[i] = Int32(row_of_x * source.n_in)
+        rows_of_w[i] = Int32(min(first_column + tile_row, n - 1) * k)
 
     @always_inline
-    def fetch(step: Int) {imm}:
-        """Begin to copy what a step multiplies."""
-        var stage = step % STAGES * Part.SIZE
+    def fetch(step: Int, stage: Int) {imm}:
+        """Begin to copy what a step multiplies, zeros behind the last one."""
         var column = step * DEPTH + chunk * CHUNK
         var inside = column < k
+        var x_tile = Part(xs.unsafe_offset(stage * Part.SIZE))
+        var w_tile = Part(ws.unsafe_offset(stage * Part.SIZE))
         comptime for i in range(brings):
             var tile_row = (i * THREADS + thread) // (DEPTH // CHUNK)
             var valid = inside
@@ -71,10 +74,10 @@ def tensor_gemm_block[
                 comptime for tap in range(1, taps):
                     at += Int(column >= tap * source.n_in)
                 valid = inside and 0 <= at and at < source.length
-            var from_x = rows_of_x[i] + column if valid else 0
-            var from_w = rows_of_w[i] + column if inside else 0
-            Part(xs.unsafe_offset(stage)).fetch(tile_row, chunk, x.unsafe_offset(from_x), valid)
-            Part(ws.unsafe_offset(stage)).fetch(tile_row, chunk, w.unsafe_offset(from_w), inside)
+            var from_x = rows_of_x[i] + Int32(column) if valid else Int32(0)
+            var from_w = rows_of_w[i] + Int32(column) if inside else Int32(0)
+            x_tile.fetch(tile_row, chunk, x.unsafe_offset(Int(from_x)), valid)
+            w_tile.fetch(tile_row, chunk, w.unsafe_offset(Int(from_w)), inside)
 
     comptime downs = own // 16  # products of a warp below each other
     comptime pairs = own // 16  # and pairs of them side by side
@@ -83,18 +86,15 @@ def tensor_gemm_block[
     var column_of_warp = thread // WARP_SIZE % 2 * own
 
     comptime for step in range(STAGES - 1):
-        if step < n_steps:
-            fetch(step)
+        fetch(step, step)
         async_copy_commit_group()
+    var stage = 0
     for step in range(n_steps):
         async_copy_wait_group(STAGES - 2)  # this step's has come
         barrier()  # for all, and what the last step multiplied is not needed any more
-        if step + STAGES - 1 < n_steps:
-            fetch(step + STAGES - 1)
-        async_copy_commit_group()  # also if empty, since groups are counted
-        var stage = step % STAGES * Part.SIZE
-        var x_tile = Part(xs.unsafe_offset(stage))
-        var w_tile = Part(ws.unsafe_offset(stage))
+        var x_tile = Part(xs.unsafe_offset(stage * Part.SIZE))
+        var w_tile = Part(ws.unsafe_offset(stage * Part.SIZE))
+        var last = stage - 1 if stage > 0 else STAGES - 1
         comptime for depth in range(0, DEPTH, 16):
             var lefts = Array[SIMD[type, 8], downs](fill=SIMD[type, 8](0))
             comptime for i in range(downs):
@@ -105,6 +105,10 @@ def tensor_gemm_block[
                     comptime at = (i * pairs + j) * 2
                     add_product(sums[at], lefts[i], rights.slice[4]())
                     add_product(sums[at + 1], lefts[i], rights.slice[4, offset=4]())
+            comptime if depth == 0:  # while tensor cores are busy; without a branch, so that the assembler may mix both
+                fetch(step + STAGES - 1, last)
+                async_copy_commit_group()
+        stage = stage + 1 if stage < STAGES - 1 else 0
     async_copy_wait_group(0)
 
     # Of a lane's sums two are of a row, and two of the one 8 further on; columns come in pairs.
