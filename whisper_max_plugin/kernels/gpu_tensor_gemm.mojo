@@ -41,11 +41,11 @@ def tensor_gemm_block[
     var k = source.n_in * taps
     var n_steps = ceildiv(k, DEPTH)
 
-    # What a thread brings for each step: a chunk of these rows of x, and of w. Places are of 32 bits, since half of what is
-    # not multiplied in a step would be their arithmetic.
+    # What a thread brings for each step: a chunk of these rows of x, and of w. Numbers are of 32 bits: with those of 64 their
+    # arithmetic would be half of what a step does beside its products, and registers would not suffice.
     comptime brings = side * DEPTH // CHUNK // THREADS
     var chunk = thread % (DEPTH // CHUNK)
-    var begins = Array[Int, brings](fill=0)  # of a convolution's windows, of which the first is before its sequence
+    var begins = Array[Int32, brings](fill=0)  # of a convolution's windows, of which the first is before its sequence
     var rows_of_x = Array[Int32, brings](fill=0)
     var rows_of_w = Array[Int32, brings](fill=0)
     comptime for i in range(brings):
@@ -53,16 +53,17 @@ def tensor_gemm_block[
         var row = min(first_row + tile_row, m - 1)
         var row_of_x = row
         comptime if taps > 1:
-            begins[i] = source.row_of_sequence(row) * source.stride - 1
-            row_of_x = quotient(row, source.length_out) * source.length + begins[i]
+            var begin = source.row_of_sequence(row) * source.stride - 1
+            begins[i] = Int32(begin)
+            row_of_x = quotient(row, source.length_out) * source.length + begin
         rows_of_x[i] = Int32(row_of_x * source.n_in)
         rows_of_w[i] = Int32(min(first_column + tile_row, n - 1) * k)
 
     @always_inline
     def fetch(step: Int, stage: Int) {imm}:
         """Begin to copy what a step multiplies, zeros behind the last one."""
-        var column = step * DEPTH + chunk * CHUNK
-        var inside = column < k
+        var column = Int32(step * DEPTH + chunk * CHUNK)
+        var inside = column < Int32(k)
         var x_tile = Part(xs.unsafe_offset(stage * Part.SIZE))
         var w_tile = Part(ws.unsafe_offset(stage * Part.SIZE))
         comptime for i in range(brings):
@@ -72,10 +73,10 @@ def tensor_gemm_block[
                 # The channels of neighbours lie side by side, so a window is a row of its own.
                 var at = begins[i]
                 comptime for tap in range(1, taps):
-                    at += Int(column >= tap * source.n_in)
-                valid = inside and 0 <= at and at < source.length
-            var from_x = rows_of_x[i] + Int32(column) if valid else Int32(0)
-            var from_w = rows_of_w[i] + Int32(column) if inside else Int32(0)
+                    at += Int32(column >= Int32(tap * source.n_in))
+                valid = inside and at >= 0 and at < Int32(source.length)
+            var from_x = rows_of_x[i] + column if valid else Int32(0)
+            var from_w = rows_of_w[i] + column if inside else Int32(0)
             x_tile.fetch(tile_row, chunk, x.unsafe_offset(Int(from_x)), valid)
             w_tile.fetch(tile_row, chunk, w.unsafe_offset(Int(from_w)), inside)
 
