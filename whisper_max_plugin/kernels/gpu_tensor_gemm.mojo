@@ -41,8 +41,19 @@ def tensor_gemm_block[
     var k = source.n_in * taps
     var n_steps = ceildiv(k, DEPTH)
 
-    # What a thread brings for each step: a chunk of these rows of x, and of w. Numbers are of 32 bits: with those of 64 their
-    # arithmetic would be half of what a step does beside its products, and registers would not suffice.
+    @always_inline
+    def row_in_x(row: Int) {imm} -> Int:
+        """Return which row of x a row of the product begins with; for the first one of a sequence, the one before it."""
+        comptime if taps == 1:
+            return row
+        return quotient(row, source.length_out) * source.length + source.row_of_sequence(row) * source.stride - 1
+
+    # What a thread brings for each step: a chunk of these rows of x, and of w, counted from the tile's first. Numbers are of
+    # 32 bits: with those of 64 their arithmetic would be half of what a step does beside its products, and registers would
+    # not suffice.
+    var first_of_x = max(row_in_x(first_row), 0)
+    var of_x = x.unsafe_offset(first_of_x * source.n_in)
+    var of_w = w.unsafe_offset(first_column * k)
     comptime brings = side * DEPTH // CHUNK // THREADS
     var chunk = thread % (DEPTH // CHUNK)
     var begins = Array[Int32, brings](fill=0)  # of a convolution's windows, of which the first is before its sequence
@@ -51,13 +62,10 @@ def tensor_gemm_block[
     comptime for i in range(brings):
         var tile_row = (i * THREADS + thread) // (DEPTH // CHUNK)
         var row = min(first_row + tile_row, m - 1)
-        var row_of_x = row
         comptime if taps > 1:
-            var begin = source.row_of_sequence(row) * source.stride - 1
-            begins[i] = Int32(begin)
-            row_of_x = quotient(row, source.length_out) * source.length + begin
-        rows_of_x[i] = Int32(row_of_x * source.n_in)
-        rows_of_w[i] = Int32(min(first_column + tile_row, n - 1) * k)
+            begins[i] = Int32(source.row_of_sequence(row) * source.stride - 1)
+        rows_of_x[i] = Int32((row_in_x(row) - first_of_x) * source.n_in)
+        rows_of_w[i] = Int32(min(tile_row, n - 1 - first_column) * k)
 
     @always_inline
     def fetch(step: Int, stage: Int) {imm}:
@@ -77,8 +85,8 @@ def tensor_gemm_block[
                 valid = inside and at >= 0 and at < Int32(source.length)
             var from_x = rows_of_x[i] + column if valid else Int32(0)
             var from_w = rows_of_w[i] + column if inside else Int32(0)
-            x_tile.fetch(tile_row, chunk, x.unsafe_offset(Int(from_x)), valid)
-            w_tile.fetch(tile_row, chunk, w.unsafe_offset(Int(from_w)), inside)
+            x_tile.fetch(tile_row, chunk, of_x.unsafe_offset(Int(from_x)), valid)
+            w_tile.fetch(tile_row, chunk, of_w.unsafe_offset(Int(from_w)), inside)
 
     comptime downs = own // 16  # products of a warp below each other
     comptime pairs = own // 16  # and pairs of them side by side
