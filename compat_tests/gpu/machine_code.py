@@ -39,6 +39,15 @@ class Code:
         before = self.instructions[: self.instructions.index(_WAIT)]
         return sum(bool(re.match(r"LDG?\.E\.128", each)) for each in before)
 
+    @property
+    def copies_amid_products(self) -> bool | None:
+        """Whether it begins copies to shared memory between tensor cores' products; None if it has not got both."""
+        products = [at for at, each in enumerate(self.instructions) if each.startswith("HMMA")]
+        copies = [at for at, each in enumerate(self.instructions) if each.startswith("LDGSTS")]
+        if not products or not copies:
+            return None
+        return any(products[0] < at < products[-1] for at in copies)
+
 
 def kernels_in(artifact: Path, names: str) -> list[Code]:
     """Return the code of the kernels in an artifact whose names begin so."""
