@@ -73,9 +73,7 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     assert max(len(each.instructions) for each in code) < MOST_INSTRUCTIONS
     amid = Counter(each.copies_amid_products for each in code)
     assert amid[False] == (1 if precision is None else 0)  # attention begins them before
-    assert amid[True] == (
-        16 if precision is None else 0
-    )  # eight products, in large tiles and in small ones
+    assert amid[True] == (16 if precision is None else 0)  # eight products, in large tiles and in small ones
     # By kinds of kernels: the linear layers of a step and its attention, and what has nothing to read ahead
     loads = Counter(each.loads_before_the_wait for each in code if each.waits)
     overlaps = int(re.sub("\\D", "", architecture)) >= 90
