@@ -120,6 +120,14 @@ def tensor_gemm_block[
         stage = stage + 1 if stage < STAGES - 1 else 0
     async_copy_wait_group(0)
 
+    @always_inline
+    def write[width: Int](place: Int, of_residual: Int, products: SIMD[DType.float32, width]) {imm}:
+        """Write neighbours in a row to y, with what is added to them."""
+        var values = products
+        comptime if has_residual:
+            values += residual.unsafe_load[width=width, alignment = 4 * width](of_residual)
+        y.unsafe_store[alignment = size_of[out]() * width](place, values.cast[out]())
+
     # Of a lane's sums two are of a row, and two of the one 8 further on; columns come in pairs.
     var places = Array[Int, pairs * 2](fill=0)
     comptime for j in range(pairs * 2):
@@ -128,8 +136,8 @@ def tensor_gemm_block[
         comptime for half in range(2):
             var row = first_row + row_of_warp + i * 16 + half * 8 + lane // 4
             if row < m:
-                var place = source.place_of_row(row, n)
-                var of_residual = source.row_of_sequence(row) * n
+                var of_row = source.place_of_row(row, n)
+                var row_of_residual = source.row_of_sequence(row) * n
                 comptime for j in range(pairs * 2):
                     var column = first_column + column_of_warp + j * 8 + lane % 4 * 2
                     if column < n:
@@ -139,25 +147,14 @@ def tensor_gemm_block[
                             values[1] += bias[unsafe_offset = min(column + 1, n - 1)]
                         comptime if has_gelu:
                             values = gelu[2](values)
-
-                        @always_inline
-                        def write[width: Int](which: Int, values: SIMD[DType.float32, width]) {imm}:
-                            """Write neighbours in a row to y, with what is added to them."""
-                            var results = values
-                            comptime if has_residual:
-                                results += residual.unsafe_load[width=width, alignment = 4 * width](
-                                    of_residual + column + which
-                                )
-                            y.unsafe_store[alignment = size_of[out]() * width](
-                                place + places[j] + which, results.cast[out]()
-                            )
-
+                        var place = of_row + places[j]
+                        var of_residual = row_of_residual + column
                         if n % 2 == 0:
-                            write[2](0, values)
+                            write[2](place, of_residual, values)
                         else:
-                            write[1](0, values[0])
+                            write[1](place, of_residual, values[0])
                             if column + 1 < n:
-                                write[1](1, values[1])
+                                write[1](place + 1, of_residual + 1, values[1])
 
 
 @always_inline

@@ -128,6 +128,13 @@ def tensor_linear_block[
             var depth = depths + a * stride
             var upper = coming[2 * a]
             var lower = coming[2 * a + 1]
+            var lefts = Array[Values, 2](fill=Values(0))  # of all groups
+            comptime for i in range(2):
+                var ups = upper.slice[4, offset = 4 * i]()
+                var lows = lower.slice[4, offset = 4 * i]()
+                var near = ups.slice[2]().join(lows.slice[2]())
+                var far = ups.slice[2, offset=2]().join(lows.slice[2, offset=2]())
+                lefts[i] = near.join(far)
             comptime for half in range(2):
                 coming[2 * a + half] = weights(half, depth + AHEAD * stride)
             var factors = Floats(0)
@@ -142,11 +149,7 @@ def tensor_linear_block[
                     xs = ((xs - means[group]) * scales[group]).fma(factors, offsets)
                 var rights = xs.cast[type]()
                 comptime for i in range(2):
-                    var ups = upper.slice[4, offset = 4 * i]()
-                    var lows = lower.slice[4, offset = 4 * i]()
-                    var near = ups.slice[2]().join(lows.slice[2]())
-                    var far = ups.slice[2, offset=2]().join(lows.slice[2, offset=2]())
-                    add_product(sums[2 * group + i], near.join(far), rights.slice[4, offset = 4 * i]())
+                    add_product(sums[2 * group + i], lefts[i], rights.slice[4, offset = 4 * i]())
 
     # Of a lane's sums two are of output lane // 4 and two of the one 8 further on, for two rows of a group.
     var shared = stack_allocation[WARPS * OUTPUTS * rows, Float, address_space=AddressSpace.SHARED]()
