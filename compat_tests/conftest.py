@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import whisper
@@ -133,11 +133,23 @@ def recorded_facts(record_testsuite_property: Callable[[str, object], None]) -> 
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Leave the name of the test that begins beside the results, which a process that dies never writes."""
+    """Leave beside the results, which a process that dies or hangs never writes, which test it was in, and where."""
     if results := item.config.getoption("xmlpath"):
-        running = Path(results).with_suffix(".running")
-        running.parent.mkdir(parents=True, exist_ok=True)
-        running.write_text(item.nodeid)
+        running = _running_file(Path(results).with_suffix(".running"))
+        running.seek(0)
+        running.truncate()
+        running.write(f"{item.nodeid}\n")
+        running.flush()
+        faulthandler.enable(running)
+        if limit := float(item.config.getini("faulthandler_timeout")):
+            # in place of pytest's, which writes the same among all else that is printed, and ends this as its own
+            faulthandler.dump_traceback_later(limit, exit=True, file=running)
+
+
+@functools.cache
+def _running_file(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w")
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

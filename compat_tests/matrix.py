@@ -66,7 +66,7 @@ def read(name: str, results: Path) -> Environment:
         if name == "lint":
             return Environment(name, ended, reason)
         running = results / f"{name}.running"
-        during = f" (it ended in {running.read_text()})" if running.exists() else ""
+        during = where_it_ended(running.read_text()) if running.exists() else ""
         return Environment(name, "failed", (reason or "its tests left no results") + during)
     (suite,) = ElementTree.parse(tests_file).iter("testsuite")
     facts = {fact.attrib["name"]: fact.attrib["value"] for fact in suite.iter("property")}
@@ -79,6 +79,17 @@ def read(name: str, results: Path) -> Environment:
     counts = Counter(passed=tests - failed - skips.total(), failed=failed, skipped=skips.total())
     counts["deselected"] = int(facts.get("deselected", 0))
     return Environment(name, ended, reason, counts, facts, skips, suite.attrib["timestamp"][:10])
+
+
+def where_it_ended(running: str) -> str:
+    """Return what is left of a test in which a process ended: its name and each thread's calls, without pytest's."""
+    test, *stacks = running.splitlines()
+    lines, is_the_tests = [f" (it ended in {test})"], True
+    for line in stacks:
+        is_the_tests = "/_pytest/" not in line and (is_the_tests or not line.startswith("  "))
+        if is_the_tests and line and not line.startswith("Extension modules:"):
+            lines.append(f"  {line}")
+    return "\n".join(lines)
 
 
 def failing(suite: ElementTree.Element) -> list[ElementTree.Element]:

@@ -149,14 +149,34 @@ def test_a_problem_is_an_exit_status_and_an_incomplete_run_leaves_the_page_alone
     assert page.read_text() == "as it was"
 
 
-def test_a_process_that_dies_in_a_test_leaves_its_name(tmp_path: Path):
-    (tmp_path / "test_a.py").write_text("import os\n\ndef test_well(): pass\n\ndef test_dies(): os._exit(1)\n")
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [
+        ("os._exit(1)", []),
+        ("os.abort()", ["Fatal Python error: Aborted", "Current thread "]),
+        ("threading.Event().wait()", ["Timeout (0:00:01)!", "Thread "]),
+    ],
+    ids=["silently", "with a signal", "since it hangs"],
+)
+def test_a_process_that_ends_in_a_test_leaves_its_name_and_where(tmp_path: Path, ends: str, why: list[str]):
+    tests = f"import os, threading\n\ndef test_well(): pass\n\ndef inner(): {ends}\n\ndef test_ends(): inner()\n"
+    (tmp_path / "test_a.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "compat_tests.conftest", "--rootdir", str(tmp_path)]
-    command += ["-c", os.devnull, "--junitxml", str(tmp_path / "results" / "py311.xml"), str(tmp_path)]
-    done = subprocess.run(command, cwd=matrix.ROOT, capture_output=True, text=True)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert not (tmp_path / "results" / "py311.xml").exists()
-    assert (tmp_path / "results" / "py311.running").read_text() == "test_a.py::test_dies"
+    command += ["-c", os.devnull, "-o", "faulthandler_timeout=1", "--junitxml", str(tmp_path / "py311.xml")]
+    done = subprocess.run([*command, str(tmp_path)], cwd=matrix.ROOT, capture_output=True, text=True)
+    assert done.returncode != 0, done.stdout + done.stderr
+    leave(tmp_path, "py311", exit_code=1)
+
+    (problem,) = matrix.problems([matrix.read("py311", tmp_path)])
+
+    first, *rest = problem.splitlines()
+    assert first == "py311: failed, exit status 1 (it ended in test_a.py::test_ends)"
+    assert len(rest) < 20
+    for line, begin in zip(rest, why, strict=False):
+        assert line.startswith(f"  {begin}")
+    frames = [line for line in rest if str(tmp_path / "test_a.py") in line]
+    assert [line.rpartition(" in ")[2] for line in frames] == (["inner", "test_ends"] if why else [])
+    assert not any("_pytest" in line for line in rest)
 
 
 def test_environments_that_are_asked_for_by_name_need_not_take_part():
