@@ -21,6 +21,7 @@ from whisper_max_plugin import graphs
 from whisper_max_plugin.execution import artifacts
 from whisper_max_plugin.execution.artifacts import ArtifactKey
 from whisper_max_plugin.execution.session import session as the_session
+from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.report import REPORT
 
 SIZES = iter(range(1, 1000))
@@ -42,9 +43,9 @@ def refuse_to_build(_: KernelLibrary) -> Module:
 
 def works(compiled: CompiledModel) -> bool:
     """Run the graph."""
-    (result,) = (
-        session().init_all(compiled, weights_registry={})["add_one"].execute(Buffer.from_numpy(np.zeros(4, "f")))
-    )
+    with WATCH.over():
+        graphs = session().init_all(compiled, weights_registry={})
+        (result,) = graphs["add_one"].execute(Buffer.from_numpy(np.zeros(4, "f")))
     return result.to_numpy().tolist() == [1.0] * 4
 
 

@@ -22,6 +22,7 @@ from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.execution.devices import HOST
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.session import session
+from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.graphs import build_log_mel, kernel_library
 from whisper_max_plugin.spectrogram import log_mel_spectrogram
 
@@ -43,8 +44,9 @@ class Spectrograms(Engine):
         self.device, self._lock = HOST, threading.Lock()
         module, library = Module(), kernel_library()
         build_log_mel(module, self.dims, library)
-        compiled = session().compile(module, custom_extensions=library.library_paths())
-        self._log_mel = session().init_all(compiled, weights_registry={})["log_mel"]
+        with WATCH.over():
+            compiled = session().compile(module, custom_extensions=library.library_paths())
+            self._log_mel = session().init_all(compiled, weights_registry={})["log_mel"]
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,6 @@ def replace_find(devices):
         index = None  # for MAX it is the CPU
         computes_in_half = True
 
-        def copy(self, targets, sources):  # as fixtures.Elsewhere does
-            for target, source in zip(targets, sources):
-                devices.from_dlpack(target).copy_(devices.from_dlpack(source))
-
         def get(self, buffer):
             fault = os.environ.get("FAULT_OF_CUDA")
             if fault == "dies":

@@ -10,9 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import whisper
-from max.driver import Buffer
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 from whisper.decoding import GreedyDecoder
 from whisper.model import Whisper
 
@@ -23,19 +21,10 @@ from whisper_max_plugin.inference.search import LARGEST_SEED
 from ..data import NANO, SAMPLE
 from ..noise import gumbel
 
-
-class Elsewhere(Device):
-    """Memory of its own, on the CPU. MAX's copies there go by a thread that it may miss to wake (see `watch`)."""
-
-    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer]) -> None:
-        for target, source in zip(targets, sources, strict=True):
-            from_dlpack(target).copy_(from_dlpack(source))
+ELSEWHERE = Device("cpu", shares_memory=False)
 
 
-ELSEWHERE = Elsewhere("cpu", shares_memory=False)
-
-
-class HalfDevice(Elsewhere):
+class HalfDevice(Device):
     """Computes in half width if it is asked to, as a GPU does, though nothing is faster by it."""
 
     computes_in_half = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from whisper.tokenizer import get_tokenizer
 
 import whisper_max_plugin
 from whisper_max_plugin.doctor import comparison, parity_checks
+from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import Engine
-from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.inference import search as searching
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.inference.search import STEPS_AHEAD, Rules, Search
@@ -28,7 +28,7 @@ from whisper_max_plugin.inference.search import STEPS_AHEAD, Rules, Search
 from ..compare import assert_same_result
 from ..conftest import Pair
 from ..data import SAMPLE_LONG
-from .fixtures import ELSEWHERE, Elsewhere, elsewhere, transcripts, upstreams_nano
+from .fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
 
 __all__ = ["elsewhere"]  # a fixture, found by name
 
@@ -43,7 +43,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-class Records(Elsewhere):
+class Records(Device):
     """A device whose graphs may be recorded."""
 
     @property
@@ -67,13 +67,10 @@ class Recorder:
     ----------
     runs_at_once : bool
         whether recording runs the graph as well
-    wake : Callable[[], None]
-        wakes MAX's threads, should they sleep through a run (`watch`): engines leave that out while GPUs record
     """
 
-    def __init__(self, runs_at_once: bool, wake: Callable[[], None]) -> None:
+    def __init__(self, runs_at_once: bool) -> None:
         self.runs_at_once = runs_at_once
-        self.wake = wake
         self.recordings: dict[int, list[Buffer]] = {}
         self.n_recorded = 0
 
@@ -91,16 +88,15 @@ class Recorder:
         self._execute(model, buffers)
 
     def _execute(self, model: Model, buffers: Sequence[Buffer]) -> None:
-        with WATCH.over(self.wake):
-            assert not model.execute(*buffers), "what a recorded graph returns would be lost"
+        assert not model.execute(*buffers), "what a recorded graph returns would be lost"
 
     def release(self, _model: Model, key: int) -> None:
         del self.recordings[key]
 
 
 @pytest.fixture(params=[False, True], ids=["recording does not run the graph", "recording runs the graph"])
-def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nano: Pair) -> Recorder:
-    recorder = Recorder(request.param, nano.max.decoder.runtime.engine()._wake)
+def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(request.param)
     monkeypatch.setattr(Model, "capture", lambda model, *arguments: recorder.capture(model, *arguments))
     monkeypatch.setattr(Model, "replay", lambda model, *arguments: recorder.replay(model, *arguments))
     monkeypatch.setattr(Model, "release_captured_graph", lambda model, key: recorder.release(model, key))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin.execution import processor
+from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def obtain(
     with _compiler_lock(path) as writable:
         if (compiled := _read(path)) is not None:  # another process was faster
             return compiled
-        with compile_progress(_expected_seconds(path.parent, device)):
+        with WATCH.over(), compile_progress(_expected_seconds(path.parent, device)):
             started = time.monotonic()
             with contextlib.nullcontext() if device == "cpu" else processor.portable_host_code():
                 library = kernel_library()

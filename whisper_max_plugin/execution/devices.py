@@ -20,6 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.errors import DeviceError
 from whisper_max_plugin.execution.threads import processors, torch_threads
+from whisper_max_plugin.execution.watch import WATCH
 
 if TYPE_CHECKING:
     import max.driver
@@ -118,7 +119,7 @@ class Device:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Keep other threads from the device, inside, and explain that its memory is full.
+        """Keep other threads from the device, inside, see that MAX does not sleep, and explain that memory is full.
 
         A GPU that records what one thread launches would record what another does meanwhile, or stop recording.
 
@@ -128,7 +129,7 @@ class Device:
             in place of MAX's ValueError
         """
         try:
-            with nullcontext() if self.shares_memory else _one_thread(self.name):
+            with nullcontext() if self.shares_memory else _one_thread(self.name), WATCH.over():
                 yield
         except ValueError as error:
             if "OUT_OF_MEMORY" not in str(error):  # as CUDA calls it, and MAX's own server looks for it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from max.driver import Buffer
 from max.engine import CompiledModel, Model
 from torch import Tensor
-from whisper.audio import HOP_LENGTH, N_FFT
+from whisper.audio import HOP_LENGTH
 
 from whisper_max_plugin.checkpoints.checkpoint import check_state
 from whisper_max_plugin.errors import DeviceError, PrecisionError
@@ -24,7 +23,6 @@ from whisper_max_plugin.execution.mel_tables import mel_tables
 from whisper_max_plugin.execution.replay import Replay
 from whisper_max_plugin.execution.session import refuse_after_fork, session
 from whisper_max_plugin.execution.step_inputs import SearchPool
-from whisper_max_plugin.execution.watch import WATCH
 from whisper_max_plugin.execution.weights import addresses, graph_weights, torch_type, types_for
 from whisper_max_plugin.graphs import LARGEST_VECTOR, Types, build_module, has_kernels
 from whisper_max_plugin.precision import DEFAULT
@@ -103,14 +101,13 @@ class Engine:
         self._weights = {name: device.put(tensor) for name, tensor in weights.items()}
         if device.index is None and has_kernels(dims):
             self._weights["stored.addresses"] = device.put(addresses(self._weights, dims.n_text_layer))
-        with WATCH.over(_wake_by_another):
+        with device.at_work():
             models = session(device).init_all(compiled, weights_registry=self._weights)
         self._encoder, self._decoder, self._step = models["encoder"], models["decoder"], models.get("step")
         self._cross_kv, self._cross_scores = models["cross_kv"], models["cross_scores"]
         self._alignment, self._token_probs = models["alignment"], models["token_probs"]
         self._search, self._log_mel = models["search"], models["log_mel"]
         self.searches = SearchPool(device, dims.n_text_ctx)
-        _engines.add(self)
         REPORT.engine_ready(device.name, precision)
 
     def log_mel(self, samples: Tensor, padding: int) -> Tensor | None:
@@ -135,19 +132,11 @@ class Engine:
         """
         refuse_after_fork()
         mel = torch.empty(self.dims.n_mels, (samples.shape[0] + padding) // HOP_LENGTH)
-        (top,) = self._run(self._log_mel, *self._log_mel_inputs(mel, samples, padding))
-        REPORT.graph_run("log_mel")
-        return mel if np.isfinite(top.to_numpy()[0]) else None
-
-    def _log_mel_inputs(self, mel: Tensor, samples: Tensor, padding: int) -> list[Buffer]:
         tables = mel_tables(self.dims.n_mels)
         operands = mel, samples, tables.window, tables.filters, tables.twiddles, torch.tensor([padding])
-        return [HOST.put(operand) for operand in operands]  # whatever the device
-
-    def _wake(self) -> None:
-        """Run the smallest graph, see `watch`."""
-        mel = torch.empty(self.dims.n_mels, N_FFT // HOP_LENGTH)
-        self._log_mel.execute(*self._log_mel_inputs(mel, torch.zeros(N_FFT), 0))
+        (top,) = self._run(self._log_mel, *map(HOST.put, operands))  # whatever the device
+        REPORT.graph_run("log_mel")
+        return mel if np.isfinite(top.to_numpy()[0]) else None
 
     def encode(self, mel: Tensor) -> Buffer:
         """Encode mel (B, n_mels, 2 * n_audio_ctx) to audio_features (B, n_audio_ctx, n_audio_state)."""
@@ -210,8 +199,7 @@ class Engine:
         with self._lock, self.device.at_work():
             for _ in range(n_steps):
                 if not self.device.records_graphs:
-                    with WATCH.over(self._wake):  # not while launches are recorded: nothing else may run then
-                        self._step.execute(*inputs.buffers)
+                    self._step.execute(*inputs.buffers)
                     continue
                 if inputs.replay is None:
                     inputs.replay = Replay(self._step, inputs.buffers, inputs.changing)
@@ -283,17 +271,8 @@ class Engine:
         return self.device.get(probs)
 
     def _run(self, model: Model, *inputs: Buffer | np.ndarray) -> list[Buffer]:
-        with self._lock, self.device.at_work(), WATCH.over(self._wake):
+        with self._lock, self.device.at_work():
             return list(model.execute(*inputs))
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _wake_by_another() -> None:
-    """Wake MAX's threads while an engine is made, by one that is there; for the first there is nothing to run."""
-    for engine in tuple(_engines)[:1]:
-        engine._wake()
 
 
 def check_heads(dims: ModelDimensions) -> None:

@@ -1,45 +1,51 @@
 """Wakes a thread of MAX that has slept through a call, which would else wait for ever.
 
-A run of a graph is handed to a thread of MAX, which MAX 26.7 may miss to wake: twice in some hundred thousand
-runs, while another process took the cores. Caller and thread then wait for each other. Any further run wakes the
-thread, which does both. Binding weights is handed over in the same way. MAX's copies between buffers of the CPU can be
-slept through as well, and wake nobody; there are none where memory is shared.
+What MAX is asked for, a run of a graph or a compilation, is handed to a thread of its own: MAX puts it into a queue and
+then looks whether a thread sleeps. A thread that is about to sleep says so and then looks into the queue. MAX 26.7 lets
+the processor exchange the two steps of the first, so that either may miss the other: about once in 40000 steps of a
+small model. Caller and thread then wait for each other, until somebody hands over anything else.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 0.25  # seconds that a run may take before the threads are woken, whether they sleep or have much to do
+PATIENCE = 0.1  # seconds that a call may take before the threads are woken, whether they sleep or have much to do
 
 
 class Watch:
-    """Looks at what runs from a thread of its own, which sleeps while nothing does."""
+    """Looks at the calls of MAX from a thread of its own, which sleeps while there are none."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, tuple[float, Callable[[], None]]] = {}  # by the thread that waits: since when, what wakes
-        self._something_runs = threading.Event()
+        self._calls: dict[int, float] = {}  # when they began, by the thread that waits
+        self._there_are_calls = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def over(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Call `wake`, on another thread, as long as the block lasts, from `PATIENCE` on."""
+    def over(self) -> Iterator[None]:
+        """Wake MAX's threads again and again as long as the block lasts, from `PATIENCE` on."""
         if self._thread is None:
             self._start()
-        self._runs[threading.get_ident()] = time.monotonic(), wake
-        if not self._something_runs.is_set():
-            self._something_runs.set()
+        thread = threading.get_ident()
+        outer = self._calls.get(thread)
+        self._calls[thread] = time.monotonic()
+        if not self._there_are_calls.is_set():
+            self._there_are_calls.set()
         try:
             yield
         finally:
-            del self._runs[threading.get_ident()]
+            if outer is None:
+                del self._calls[thread]
+            else:
+                self._calls[thread] = outer
 
     def _start(self) -> None:
         with self._starting:
@@ -49,22 +55,43 @@ class Watch:
 
     def _look(self) -> None:
         while True:
-            self._something_runs.wait()
+            self._there_are_calls.wait()
             time.sleep(PATIENCE)
-            self._look_once()  # with names of its own, which would else keep the latest run's model while nothing runs
-
-    def _look_once(self) -> None:
-        latest = time.monotonic() - PATIENCE
-        runs = list(self._runs.values())
-        for began, wake in runs:
-            if began <= latest:
-                logger.debug("a graph runs for %.2f s: waking MAX's threads", time.monotonic() - began)
+            latest = time.monotonic() - PATIENCE
+            began = min(self._calls.copy().values(), default=None)
+            if began is None:
+                self._there_are_calls.clear()
+                if self._calls:  # begun in between
+                    self._there_are_calls.set()
+            elif began <= latest:
+                logger.debug("a call of MAX takes %.2f s: waking its threads", time.monotonic() - began)
                 wake()
-                break  # threads are the process's, whoever waits for them
-        if not runs:
-            self._something_runs.clear()
-            if self._runs:  # begun in between
-                self._something_runs.set()
 
 
 WATCH = Watch()
+
+_ending = False
+_waking = threading.Lock()
+
+
+def wake() -> None:
+    """Hand MAX's threads a task that does nothing, and wait until it is done."""
+    from max.engine.mlrt import AsyncValue
+
+    with _waking:
+        if _ending:
+            return
+        done = threading.Event()
+        nothing: AsyncValue[object] = AsyncValue()
+        nothing.add_done_callback(lambda _: done.set())  # by a thread of MAX
+        nothing.set_result(0)
+        done.wait()
+
+
+@atexit.register
+def _end() -> None:
+    """Wake nobody any more: a thread of MAX that comes back to Python while it ends would abort the process."""
+    global _ending
+    _ending = True
+    if _waking.acquire(timeout=1):
+        _waking.release()
