@@ -49,6 +49,10 @@ class DeviceError(WhisperMaxError, ValueError, RuntimeError):
     torch raises a RuntimeError where it knows no device of a name, or the memory of one is full."""
 
 
+class MemoryFullError(DeviceError):
+    """What was asked for does not fit into a device's memory, beside what is there."""
+
+
 class PrecisionError(WhisperMaxError, ValueError):
     """A precision was asked for that does not exist, or not for this backend, device or model."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import logging
 import numbers
 import os
 import queue
@@ -18,7 +20,7 @@ import whisper
 from whisper.decoding import DecodingOptions
 
 from whisper_max_plugin.consumer import Consumer
-from whisper_max_plugin.errors import OptionError
+from whisper_max_plugin.errors import MemoryFullError, OptionError
 from whisper_max_plugin.execution.session import refuse_after_fork
 from whisper_max_plugin.inference.lockstep import Cancelled, Lockstep
 from whisper_max_plugin.inference.model import MaxWhisper
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from whisper.model import Whisper
 
     Audio = str | np.ndarray | torch.Tensor
+
+logger = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between two looks whether anybody still asks
 
@@ -94,6 +98,7 @@ class _Work:
         self._options = options
         self._n_threads = n_threads
         self._lockstep = Lockstep(model.decoder.runtime)
+        self._places = _Places(n_threads, model.decoder.runtime.device.name)
         self._turn = threading.Lock()  # to ask for the next recording
         # for those that are worked on, and as many results that nobody has claimed
         self._room = threading.Semaphore(2 * n_threads)
@@ -134,6 +139,7 @@ class _Work:
 
     def _cancel(self) -> None:
         self._lockstep.cancel()
+        self._places.cancel()
         self._room.release(self._n_threads)  # wakes those that wait for it
 
     def _watch(self, workers: list[threading.Thread]) -> None:
@@ -162,7 +168,67 @@ class _Work:
             return None if self._lockstep.cancelled else next(self._audios, None)
 
     def _finish(self, index: int, audio: Audio) -> Transcription:
+        while True:
+            with self._places.taken() as at_a_time:
+                try:
+                    return Transcription(index, audio, self._transcribe(self._model, audio, **self._options), None)
+                except MemoryFullError as error:
+                    if not self._places.make_fewer_than(at_a_time):
+                        return Transcription(index, audio, None, error)
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with this recording, the others go on
+                    return Transcription(index, audio, None, error)
+                self._model.decoder.runtime.forget_window()
+                gc.collect()  # an error that several threads were told refers to itself, and to what they had in memory
+
+
+class _Places:
+    """How many recordings are worked on at a time: fewer, once a device's memory was full.
+
+    Parameters
+    ----------
+    limit : int
+    device : str
+        its name
+    """
+
+    def __init__(self, limit: int, device: str) -> None:
+        self._limit = limit
+        self._device = device
+        self._n_taken = 0
+        self._is_cancelled = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self) -> Iterator[int]:
+        """Wait for a place, and have it inside; yield how many there are."""
+        with self._changed:
+            while self._n_taken >= self._limit:
+                if self._is_cancelled:
+                    raise Cancelled
+                self._changed.wait()
+            self._n_taken += 1
+            limit = self._limit
         try:
-            return Transcription(index, audio, self._transcribe(self._model, audio, **self._options), None)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with this recording, the others go on
-            return Transcription(index, audio, None, error)
+            yield limit
+        finally:
+            with self._changed:
+                self._n_taken -= 1
+                self._changed.notify()
+
+    def make_fewer_than(self, n: int) -> bool:
+        """Let there be half as many places as `n`, unless there are fewer already; return whether there can be."""
+        with self._changed:
+            if self._limit == n:
+                if n == 1:
+                    return False
+                self._limit = (n + 1) // 2
+                logger.warning(
+                    "the memory of %s is full: %d at a time now, in place of %d", self._device, self._limit, n
+                )
+            return True
+
+    def cancel(self) -> None:
+        """End the threads that wait for a place."""
+        with self._changed:
+            self._is_cancelled = True
+            self._changed.notify_all()

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from whisper_max_plugin.errors import OptionError
+from whisper_max_plugin.errors import MemoryFullError, OptionError
 from whisper_max_plugin.progress import FORMAT, Seconds
 from whisper_max_plugin.windows import Window, observed
 
@@ -110,7 +110,8 @@ class _Bar:
         self._n_files = n_files
         self._n_finished = 0
         self._lock = threading.Lock()
-        self._known: dict[int, Window] = {}  # the latest of each file
+        self._numbers = itertools.count()
+        self._known: dict[int, Window] = {}  # the latest of each file that was begun
         self._bar = Seconds(desc=self._files, total=1.0, bar_format=FORMAT, smoothing=0)
 
     @property
@@ -121,7 +122,7 @@ class _Bar:
     def file(self) -> Iterator[Callable[[Window], None]]:
         """Count a file, inside; yield what is to be called with its windows."""
         with self._lock:
-            number = len(self._known)
+            number = next(self._numbers)
             self._known[number] = Window(0.0, 0.0, "", [])
 
         def show(window: Window) -> None:
@@ -129,11 +130,18 @@ class _Bar:
                 self._known[number] = window
                 self._refresh()
 
+        comes_again = False
         try:
             yield show
+        except MemoryFullError:  # when fewer are worked on
+            comes_again = True
+            raise
         finally:
             with self._lock:
-                self._n_finished += 1
+                if comes_again:
+                    del self._known[number]
+                else:
+                    self._n_finished += 1
                 self._refresh()
 
     def _refresh(self) -> None:

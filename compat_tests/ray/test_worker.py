@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import whisper
 
-from whisper_max_plugin.errors import DeviceError, OptionError, UnknownModelError, WhisperMaxError, WorkerError
+from whisper_max_plugin.errors import (
+    DeviceError,
+    MemoryFullError,
+    OptionError,
+    UnknownModelError,
+    WhisperMaxError,
+    WorkerError,
+)
 from whisper_max_plugin.ray.worker import Ledger, Transcriber
 
 from ..conftest import Pair
@@ -191,3 +198,24 @@ def test_they_are_tried_alone_until_they_count_as_the_cause(ledger: Any) -> None
     assert ledger.begun(paths) == [0, transcriber.max_deaths, 0, 0]
     assert len(ledger.at_a_time) == 3
     assert ledger.at_a_time[-1] == 2  # the one that is not tried, and this one
+
+
+def test_one_that_is_begun_again_since_memory_was_full_is_begun_once(
+    ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, begun = whisper.transcribe, []
+
+    @functools.wraps(original)
+    def transcribe(model: Any, audio: Any, **options: Any) -> Any:
+        begun.append(max(ledger.begun(paths)))
+        if len(begun) == 2:  # behind the worker's own trial
+            raise MemoryFullError("the memory of cuda:0 is full")
+        return original(model, audio, **options)
+
+    transcriber = Transcriber(str(NANO), device="cpu", batch_size=2, options=OPTIONS, ledger=AsActor(ledger))
+    paths = [str(SAMPLE_DE), str(SAMPLE_ES)]
+    monkeypatch.setattr(whisper, "transcribe", transcribe)
+    rows = run(transcriber, paths)
+    assert [rows[path]["error"] for path in paths] == [None, None]
+    assert begun == [0, 1, 1, 1]
+    assert ledger.begun(paths) == [0, 0]

@@ -18,7 +18,7 @@ from max.graph import DeviceRef
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.errors import DeviceError, MemoryFullError
 from whisper_max_plugin.execution.threads import processors, torch_threads
 from whisper_max_plugin.execution.watch import WATCH
 
@@ -125,7 +125,7 @@ class Device:
 
         Raises
         ------
-        DeviceError
+        MemoryFullError
             in place of MAX's ValueError
         """
         try:
@@ -134,7 +134,7 @@ class Device:
         except ValueError as error:
             if "OUT_OF_MEMORY" not in str(error):  # as CUDA calls it, and MAX's own server looks for it
                 raise
-            raise DeviceError(
+            raise MemoryFullError(
                 f"the memory of {self.name} is full: load a smaller model, decode fewer windows or beams at once, or "
                 'load the model with device="cpu" (on the command line --device cpu)'
             ) from error

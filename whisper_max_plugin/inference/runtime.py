@@ -177,6 +177,10 @@ class Runtime:
             cross_kv: CrossKV = window.projected.output
             return cross_kv
 
+    def forget_window(self) -> None:
+        """Let go of what the calling thread's latest window has left on the device."""
+        self._window.encoded = self._window.projected = None
+
     def _features(self, audio_features: Tensor, engine: Engine) -> _Features:
         encoded = self._window.encoded
         if encoded is not None and encoded.engine() is engine:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whisper_max_plugin.errors import OptionError, WhisperMaxError, WorkerError
+from whisper_max_plugin.errors import MemoryFullError, OptionError, WhisperMaxError, WorkerError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,10 @@ class Ledger:
 
     def begin(self, path: str) -> None:
         self._begun[path] = self._begun.get(path, 0) + 1
+
+    def take_back(self, path: str) -> None:
+        """Forget the latest begin of a recording, which will begin again though no worker has died."""
+        self._begun[path] -= 1
 
     def finish(self, path: str) -> None:
         self._begun.pop(path, None)
@@ -232,7 +236,11 @@ class Transcriber:
         if self._ledger is not None:
             _ray().get(self._ledger.begin.remote(recording.path))
         samples = recording.samples()
-        result = whisper.transcribe(model, samples, **options)
+        try:
+            result = whisper.transcribe(model, samples, **options)
+        except MemoryFullError:  # it may begin again, when fewer are worked on
+            self._tell("take_back", recording.path)
+            raise
         return {
             "duration": len(samples) / SAMPLE_RATE,
             "language": result["language"],
