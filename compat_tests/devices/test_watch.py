@@ -174,6 +174,11 @@ def test_calls_are_watched(
     assert n_calls == {"execute": 6}.get(name, 1)  # encoder, cross_kv, prefill, search and two steps
 
 
+def test_before_the_first_device_there_is_nobody_to_wake() -> None:
+    code = "from whisper_max_plugin.execution.watch import wake; wake()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 ENDS_WHILE_IT_WAKES = """
 import sys, threading, time
 from whisper_max_plugin.execution.session import session

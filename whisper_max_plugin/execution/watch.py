@@ -75,14 +75,17 @@ _waking = threading.Lock()
 
 
 def wake() -> None:
-    """Hand MAX's threads a task that does nothing, and wait until it is done."""
+    """Hand MAX's threads a task that does nothing, and wait until it is done; there may be no threads yet."""
     from max.engine.mlrt import AsyncValue
 
     with _waking:
         if _ending:
             return
+        try:
+            nothing: AsyncValue[object] = AsyncValue()
+        except ValueError:  # while MAX opens its first device
+            return
         done = threading.Event()
-        nothing: AsyncValue[object] = AsyncValue()
         nothing.add_done_callback(lambda _: done.set())  # by a thread of MAX
         nothing.set_result(0)
         done.wait()
