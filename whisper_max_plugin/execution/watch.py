@@ -78,17 +78,16 @@ def wake() -> None:
     """Hand MAX's threads a task that does nothing, and wait until it is done; there may be no threads yet."""
     from max.engine.mlrt import AsyncValue
 
+    done = threading.Event()
     with _waking:
-        if _ending:
-            return
-        try:
-            nothing: AsyncValue[object] = AsyncValue()
-        except ValueError:  # while MAX opens its first device
-            return
-        done = threading.Event()
-        nothing.add_done_callback(lambda _: done.set())  # by a thread of MAX
-        nothing.set_result(0)
-        done.wait()
+        while not (_ending or done.is_set()):
+            try:
+                nothing: AsyncValue[object] = AsyncValue()
+            except ValueError:  # while MAX opens its first device
+                return
+            nothing.add_done_callback(lambda _: done.set())  # by a thread of MAX
+            nothing.set_result(0)
+            done.wait(1)  # as this may be missed as well
 
 
 @atexit.register
