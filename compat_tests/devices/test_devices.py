@@ -14,25 +14,25 @@ import numpy as np
 import pytest
 import torch
 import whisper
-from max.engine import Model
+from max.engine import InferenceSession, Model
 
 from whisper_max_plugin import loading, startup, transcribe_many, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.doctor import parity_checks
-from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.errors import DeviceError, MemoryFullError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirrors
 from whisper_max_plugin.execution.engine import check_heads
 from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind
 from whisper_max_plugin.inference.kv_cache import KVCache
-from whisper_max_plugin.inference.model import MaxWhisper
+from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 
 from ..compare import assert_same_result
 from ..conftest import Pair
 from ..data import NANO, SAMPLE_LONG
 from ..errors import assert_one_sentence, error_of
 from .cuda_stand_in import with_cuda
-from .fixtures import ELSEWHERE, HALF, elsewhere, transcripts
+from .fixtures import ELSEWHERE, HALF, elsewhere, transcripts, upstreams_nano
 
 __all__ = ["elsewhere", "with_cuda"]  # fixtures, found by name
 
@@ -197,6 +197,15 @@ def test_memory_of_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(lambda: ELSEWHERE.empty([4]))
     assert isinstance(error, DeviceError)
     assert_one_sentence(error, "is full", "a smaller model", 'device="cpu"')
+
+
+def test_memory_that_is_full_when_weights_are_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **_options: object) -> None:
+        raise ValueError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
+
+    monkeypatch.setattr(InferenceSession, "init_all", fail)
+    with pytest.raises(MemoryFullError, match="is full: load a smaller model"):
+        accelerate(upstreams_nano(), ELSEWHERE)
 
 
 def test_memory_that_is_full_in_the_middle_of_a_graph(elsewhere: MaxWhisper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,8 @@ class Engine:
         if a tensor is missing, unused or of the wrong shape
     PrecisionError
         see `check_precision`, or if a weight is not finite, which int8 has no value for
+    MemoryFullError
+        if the device has no room for the weights
     RuntimeError
         if MAX cannot compile the graphs
     """
