@@ -140,7 +140,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
         running.truncate()
         running.write(f"{item.nodeid}\n")
         running.flush()
-        faulthandler.enable(running)
         if limit := float(item.config.getini("faulthandler_timeout")):
             # in place of pytest's, which writes the same among all else that is printed, and ends this as its own
             faulthandler.dump_traceback_later(limit, exit=True, file=running)
@@ -149,7 +148,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 @functools.cache
 def _running_file(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w")
+    running = path.open("w")
+    faulthandler.enable(running)
+    return running
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

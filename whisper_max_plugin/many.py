@@ -98,7 +98,7 @@ class _Work:
         self._options = options
         self._n_threads = n_threads
         self._lockstep = Lockstep(model.decoder.runtime)
-        self._places = _Places(n_threads, model.decoder.runtime.device.name)
+        self._places = _Places(n_threads, self._lockstep)
         self._turn = threading.Lock()  # to ask for the next recording
         # for those that are worked on, and as many results that nobody has claimed
         self._room = threading.Semaphore(2 * n_threads)
@@ -139,7 +139,7 @@ class _Work:
 
     def _cancel(self) -> None:
         self._lockstep.cancel()
-        self._places.cancel()
+        self._places.look_again()
         self._room.release(self._n_threads)  # wakes those that wait for it
 
     def _watch(self, workers: list[threading.Thread]) -> None:
@@ -187,15 +187,14 @@ class _Places:
     Parameters
     ----------
     limit : int
-    device : str
-        its name
+    lockstep : Lockstep
+        of those who work; once it is cancelled, nobody waits
     """
 
-    def __init__(self, limit: int, device: str) -> None:
+    def __init__(self, limit: int, lockstep: Lockstep) -> None:
         self._limit = limit
-        self._device = device
+        self._lockstep = lockstep
         self._n_taken = 0
-        self._is_cancelled = False
         self._changed = threading.Condition()
 
     @contextmanager
@@ -203,7 +202,7 @@ class _Places:
         """Wait for a place, and have it inside; yield how many there are."""
         with self._changed:
             while self._n_taken >= self._limit:
-                if self._is_cancelled:
+                if self._lockstep.cancelled:
                     raise Cancelled
                 self._changed.wait()
             self._n_taken += 1
@@ -222,13 +221,11 @@ class _Places:
                 if n == 1:
                     return False
                 self._limit = (n + 1) // 2
-                logger.warning(
-                    "the memory of %s is full: %d at a time now, in place of %d", self._device, self._limit, n
-                )
+                device = self._lockstep.runtime.device.name
+                logger.warning("the memory of %s is full: %d at a time now, in place of %d", device, self._limit, n)
             return True
 
-    def cancel(self) -> None:
-        """End the threads that wait for a place."""
+    def look_again(self) -> None:
+        """Wake the threads that wait for a place."""
         with self._changed:
-            self._is_cancelled = True
             self._changed.notify_all()

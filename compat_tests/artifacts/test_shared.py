@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from whisper.model import ModelDimensions
 
 from ..compare import assert_close
 from ..conftest import Pair, load_pair, random_checkpoint
+from ..waiting import wait_until
 from .fixtures import compilations, dims, max_cache, obtain, refuse_to_build, settings, works
 
 __all__ = ["compilations", "dims", "max_cache", "settings"]  # fixtures, found by name
@@ -65,13 +64,6 @@ def start_process(dims: ModelDimensions, folder: Path, log: Path) -> subprocess.
             stderr=stderr,
             text=True,
         )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
 
 
 def test_of_two_processes_one_compiles_and_the_other_waits(dims: ModelDimensions, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from whisper_max_plugin.inference.model import accelerate
 
 from ..conftest import Pair
 from ..seam.fixtures import mel, mels, no_grad
+from ..waiting import wait_until
 from .fixtures import ELSEWHERE, upstreams_nano
 
 EOT = 50257
@@ -45,19 +46,12 @@ def when_woken(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(PATIENCE / 10)
-
-
 def test_a_long_call_wakes_until_it_ends(when_woken: list[float]) -> None:
     looking = Watch()
     for _ in range(2):  # also after a time without calls
         begin = time.monotonic()
         with looking.over():
-            wait_for(lambda: len(when_woken) > 1)
+            wait_until(lambda: len(when_woken) > 1)
         ended = len(when_woken)
         time.sleep(3 * PATIENCE)
         assert len(when_woken) <= ended + 1  # it may have been about to
@@ -85,7 +79,7 @@ def test_a_call_is_looked_after_while_others_end(when_woken: list[float], ended:
 
     with ThreadPoolExecutor(1) as pool, looking.over():
         call() if ended == "an inner one" else pool.submit(call).result()
-        wait_for(lambda: len(when_woken) > 0)
+        wait_until(lambda: len(when_woken) > 0)
 
 
 def naps() -> int:

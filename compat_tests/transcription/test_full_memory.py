@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile  # type: ignore[import-untyped]
 import whisper
 from max.driver import Buffer
 from max.engine import Model
-from whisper.audio import SAMPLE_RATE
 
 from whisper_max_plugin import transcribe_many
 from whisper_max_plugin.errors import MemoryFullError
@@ -25,11 +22,9 @@ from ..conftest import Pair
 from ..devices.fixtures import elsewhere
 from ..errors import assert_one_sentence
 from ..seam.activation_fixtures import switched_off
-from .many_fixtures import recordings
+from .many_fixtures import OPTIONS, files, greedy, recordings, running
 
-__all__ = ["command", "elsewhere", "recordings", "switched_off"]  # fixtures, found by name
-
-OPTIONS: dict[str, Any] = {"language": "en", "fp16": False, "temperature": 0.0}
+__all__ = ["command", "elsewhere", "files", "greedy", "recordings", "switched_off"]  # fixtures, found by name
 
 
 class Memory:
@@ -62,10 +57,6 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory(2)
     memory.limit(monkeypatch)
     return memory
-
-
-def running() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("transcribe_many")]
 
 
 @pytest.fixture
@@ -131,19 +122,13 @@ def test_leaving_the_loop_ends_those_that_wait(elsewhere: MaxWhisper, short: lis
 
 
 def test_the_bar_of_the_command_counts_each_file_once(
-    command: Command,
-    short: list[np.ndarray],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    greedy: Command, files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [tmp_path / f"part{index}.wav" for index in range(3)]
-    for path, recording in zip(paths, short, strict=False):
-        soundfile.write(path, recording, SAMPLE_RATE)
-    expected = command("--temperature", "0", *paths)
+    some = files[0], files[2], files[4]
+    expected = greedy(*some)
     memory = Memory(1)
     memory.limit(monkeypatch)
-    assert command("--temperature", "0", *paths, "--batch_size", "3") == expected
+    assert greedy(*some, "--batch_size", "3") == expected
     err = capsys.readouterr().err
     assert memory.n_failed > 0
     assert "3 of 3 files: 100%" in err

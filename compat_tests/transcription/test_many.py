@@ -28,11 +28,9 @@ from ..data import NANO, SAMPLE, SAMPLE_DE, SAMPLE_ES, SAMPLE_LONG
 from ..devices.fixtures import elsewhere
 from ..errors import assert_one_sentence
 from ..seam.activation_fixtures import switched_off
-from .many_fixtures import recordings
+from .many_fixtures import OPTIONS, recordings, running
 
 __all__ = ["elsewhere", "recordings", "switched_off"]  # fixtures, found by name
-
-OPTIONS: dict[str, Any] = {"language": "en", "fp16": False, "temperature": 0.0}
 
 
 def together(model: MaxWhisper, audios: list[Any], batch_size: int = 4, **options: Any) -> list[dict[str, Any]]:
@@ -261,10 +259,6 @@ def test_an_error_of_the_iterable_is_raised(nano: Pair, recordings: list[np.ndar
     with pytest.raises(LookupError, match="no more recordings"):
         list(transcribe_many(nano.max, audios(), batch_size=2, **OPTIONS))
     assert not running()
-
-
-def running() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("transcribe_many")]
 
 
 def test_leaving_the_loop_ends_the_work(nano: Pair, recordings: list[np.ndarray]) -> None:

@@ -6,14 +6,10 @@ import os
 import subprocess
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile  # type: ignore[import-untyped]
 import whisper.utils
-from whisper.audio import SAMPLE_RATE
 
 import whisper_max_plugin
 from whisper_max_plugin import choices
@@ -24,24 +20,9 @@ from ..compare import skip_unless_upstream_knows
 from ..data import NANO
 from ..seam.activation_fixtures import switched_off
 from ..voice_activity.fixtures import needs_silero
-from .many_fixtures import recordings
+from .many_fixtures import files, greedy, recordings
 
-__all__ = ["command", "recordings", "switched_off"]  # fixtures, found by name
-
-
-@pytest.fixture
-def files(recordings: list[np.ndarray], tmp_path: Path) -> list[Path]:
-    """The recordings as files, the longest of the first five among them."""
-    paths = [tmp_path / f"part{index}.wav" for index in range(5)]
-    for path, recording in zip(paths, recordings, strict=False):
-        soundfile.write(path, recording, SAMPLE_RATE)
-    return paths
-
-
-@pytest.fixture
-def greedy(command: Command) -> Command:
-    """Without the temperatures at which nothing can be repeated."""
-    return partial(command, "--temperature", "0")
+__all__ = ["command", "files", "greedy", "recordings", "switched_off"]  # fixtures, found by name
 
 
 @pytest.mark.parametrize("options", [[], ["--word_timestamps", "True", "--language", "en"]], ids=["", "words"])

@@ -2,8 +2,8 @@
 
 What MAX is asked for, a run of a graph or a compilation, is handed to a thread of its own: MAX puts it into a queue and
 then looks whether a thread sleeps. A thread that is about to sleep says so and then looks into the queue. MAX 26.7 lets
-the processor exchange the two steps of the first, so that either may miss the other: about once in 40000 steps of a
-small model. Caller and thread then wait for each other, until somebody hands over anything else.
+the processor exchange the two steps of the first, so that either may miss the other, seldom, but it does. Caller and
+thread then wait for each other, until somebody hands over anything else.
 """
 
 from __future__ import annotations

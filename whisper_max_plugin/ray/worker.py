@@ -233,8 +233,7 @@ class Transcriber:
         import whisper
         from whisper.audio import SAMPLE_RATE
 
-        if self._ledger is not None:
-            _ray().get(self._ledger.begin.remote(recording.path))
+        self._tell("begin", recording.path)
         samples = recording.samples()
         try:
             result = whisper.transcribe(model, samples, **options)
