@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,8 +21,6 @@ from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.precision import DEFAULT
 
-logger = logging.getLogger(__name__)
-
 
 def load(
     name: str,
@@ -39,8 +36,8 @@ def load(
     Raises
     ------
     DeviceError
-        if `device` is not one that graphs run on, or if it computes anything else than torch; a GPU that nobody asked
-        for gives way to the CPU then, with a warning
+        if `device` is not one that graphs run on, has no room for the weights, or computes anything else than torch; a
+        GPU that nobody asked for gives way to the CPU then, and when its memory is full later, with a warning
     CheckpointError
         if the checkpoint is damaged, carries code, or its tensors are not those of its dimensions
     PrecisionError
@@ -56,13 +53,7 @@ def load(
     if graphs_device.shares_memory:
         return accelerate(model, graphs_device, precision)
     verify = partial(trial.verify, _path_of(name, download_root), model.dims, graphs_device)
-    try:
-        return accelerate(model, graphs_device, precision, verify)
-    except DeviceError as error:
-        if device is not None:
-            raise
-        logger.warning('the model runs on the CPU, which device="cpu" would choose, because %s', error)
-        return accelerate(model, devices.HOST, precision)
+    return accelerate(model, graphs_device, precision, verify, is_asked_for=device is not None)
 
 
 def _path_of(name: str, download_root: str | None) -> str:

@@ -168,16 +168,18 @@ class _Work:
             return None if self._lockstep.cancelled else next(self._audios, None)
 
     def _finish(self, index: int, audio: Audio) -> Transcription:
+        runtime = self._model.decoder.runtime
         while True:
             with self._places.taken() as at_a_time:
+                device = runtime.device
                 try:
                     return Transcription(index, audio, self._transcribe(self._model, audio, **self._options), None)
                 except MemoryFullError as error:
-                    if not self._places.make_fewer_than(at_a_time):
+                    if not (self._places.make_fewer_than(at_a_time) or runtime.leaves(device, error)):
                         return Transcription(index, audio, None, error)
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with this recording, the others go on
                     return Transcription(index, audio, None, error)
-                self._model.decoder.runtime.forget_window()
+                runtime.forget_window()
                 gc.collect()  # an error that several threads were told refers to itself, and to what they had in memory
 
 

@@ -291,6 +291,11 @@ def test_a_gpu_that_nobody_asked_for_gives_way_to_the_cpu(
     model = load(device=None)
     assert model.decoder.runtime.device is HOST
     assert 'the model runs on the CPU, which device="cpu" would choose, because what cpu computes' in caplog.text
+    monkeypatch.setattr(trial, "run", lambda *given: "encoder died" if given[-1] == "float32" else None)
+    model = load(device=None)
+    assert model.decoder.runtime.device is HALF
+    model.encoder(torch.randn(1, 80, 3000))  # fp16=False, of which nothing was compared before
+    assert model.decoder.runtime.device is HOST
     assert load(device=None, precision="int8").decoder.runtime.device is HOST  # for which a GPU has no kernels
 
 

@@ -1,30 +1,38 @@
-"""Recordings that do not fit into a device's memory together: fewer at a time, and no recording is lost."""
+"""A device's memory that is full: fewer recordings at a time, or the CPU, and no recording is lost."""
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import whisper
 from max.driver import Buffer
 from max.engine import Model
 
+import whisper_max_plugin
 from whisper_max_plugin import transcribe_many
 from whisper_max_plugin.errors import MemoryFullError
-from whisper_max_plugin.inference.model import MaxWhisper
+from whisper_max_plugin.execution.devices import HOST
+from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 
 from ..commands.fixtures import Command, command
 from ..compare import assert_same_result
 from ..conftest import Pair
-from ..devices.fixtures import elsewhere
+from ..devices.fixtures import ELSEWHERE, elsewhere, upstreams_nano
 from ..errors import assert_one_sentence
 from ..seam.activation_fixtures import switched_off
 from .many_fixtures import OPTIONS, files, greedy, recordings, running
 
 __all__ = ["command", "elsewhere", "files", "greedy", "recordings", "switched_off"]  # fixtures, found by name
+
+
+OUT_OF_MEMORY = "CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
 
 
 class Memory:
@@ -46,7 +54,7 @@ class Memory:
         def limited(model: Model, *inputs: Any) -> list[Buffer]:
             if len(inputs[0].shape) == 2 and len(inputs) > 10 and inputs[0].shape[0] > self.room:
                 self.n_failed += 1
-                raise ValueError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
+                raise ValueError(OUT_OF_MEMORY)
             return execute(model, *inputs)
 
         monkeypatch.setattr(Model, "execute", limited)
@@ -133,3 +141,99 @@ def test_the_bar_of_the_command_counts_each_file_once(
     assert memory.n_failed > 0
     assert "3 of 3 files: 100%" in err
     assert "of 4 files" not in err
+
+
+# A device that nobody asked for
+
+
+@pytest.fixture
+def chosen() -> MaxWhisper:
+    """A model on the device that was the best when it was loaded."""
+    return accelerate(upstreams_nano(), ELSEWHERE, is_asked_for=False)
+
+
+def runs_out(model: MaxWhisper, graph: str, monkeypatch: pytest.MonkeyPatch, n_runs: int = 0) -> None:
+    """Let memory be full when the model's `graph` has run so often, on the device that the model is on now."""
+    execute, full = Model.execute, getattr(model.decoder.runtime.engine(), f"_{graph}")
+    n_left = n_runs
+
+    def limited(model: Model, *inputs: Any) -> list[Buffer]:
+        nonlocal n_left
+        if model is full:
+            if n_left == 0:
+                raise ValueError(OUT_OF_MEMORY)
+            n_left -= 1
+        return execute(model, *inputs)
+
+    monkeypatch.setattr(Model, "execute", limited)
+
+
+@pytest.mark.parametrize(
+    ("graph", "n_runs"),
+    [("encoder", 0), ("cross_kv", 0), ("decoder", 0), ("step", 0), ("step", 9), ("cross_scores", 0), ("alignment", 0)],
+)
+def test_the_cpu_goes_on(
+    nano: Pair,
+    chosen: MaxWhisper,
+    recordings: list[np.ndarray],
+    graph: str,
+    n_runs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whisper_max_plugin.install()
+    runs_out(chosen, graph, monkeypatch, n_runs)
+    options = {**OPTIONS, "word_timestamps": True}
+    with caplog.at_level(logging.WARNING, "whisper_max_plugin"):
+        result = whisper.transcribe(chosen, recordings[1], **options)
+    assert_same_result(result, whisper.transcribe(nano.torch, recordings[1], **options))
+    assert chosen.decoder.runtime.device is HOST
+    (warning,) = caplog.messages
+    assert warning.startswith("the model runs on the CPU, ")
+    assert "because the memory of cpu is full" in warning
+
+
+def test_passes_below_decode_go_on_as_well(
+    nano: Pair, chosen: MaxWhisper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens, features = np.array([[50258, 50259]]), np.zeros((1, 1500, chosen.dims.n_audio_state), dtype=np.float32)
+    given = [torch.from_numpy(each) for each in (tokens, features)]
+    cache, _ = chosen.install_kv_cache_hooks()
+    runs_out(chosen, "decoder", monkeypatch)
+    with pytest.raises(MemoryFullError):  # what a caller keeps in a cache lies on the device
+        chosen.decoder(*given, kv_cache=cache)
+    assert chosen.decoder.runtime.device is ELSEWHERE
+    assert not chosen.logits(*given).sub(nano.torch.logits(*given)).abs().max() > 1e-3
+    assert chosen.decoder.runtime.device is HOST
+
+
+def test_what_the_device_held_is_let_go(
+    chosen: MaxWhisper, recordings: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = weakref.ref(chosen.decoder.runtime.engine())
+    with monkeypatch.context() as patch:
+        runs_out(chosen, "step", patch)
+        whisper.transcribe(chosen, recordings[0], **OPTIONS)
+    gc.collect()
+    assert engine() is None
+
+
+def test_of_many_recordings_fewer_at_a_time_come_first(
+    nano: Pair,
+    chosen: MaxWhisper,
+    short: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs_out(chosen, "step", monkeypatch)
+    with caplog.at_level(logging.WARNING, "whisper_max_plugin"):
+        finished = list(transcribe_many(chosen, short[:3], batch_size=3, **OPTIONS))
+    assert len(finished) == 3
+    for each in finished:
+        assert_same_result(each.result, whisper.transcribe(nano.torch, short[each.index], **OPTIONS))
+    told = [message.partition(":")[2] or message for message in caplog.messages]
+    assert told[0] == " 2 at a time now, in place of 3"
+    assert told[1] == " 1 at a time now, in place of 2"
+    assert "the model runs on the CPU" in caplog.messages[2]
+    assert len(told) == 3
+    assert whisper_max_plugin.status()["fallbacks"] == {}

@@ -19,6 +19,7 @@ from whisper.tokenizer import Tokenizer
 from whisper_max_plugin import patches
 from whisper_max_plugin.graphs.alignment import MEDIAN_WIDTH
 from whisper_max_plugin.inference.hooks import has_hooks
+from whisper_max_plugin.inference.lockstep import giving_way
 from whisper_max_plugin.inference.modules import MaxTextDecoder
 
 MIRRORED = {"5c0fab47e0937611", "d91537323566c6ae"}
@@ -71,7 +72,9 @@ def find_alignment(
         return original(model, tokenizer, text_tokens, mel, num_frames, **settings)
 
     features = model.encoder(mel.unsqueeze(0))
-    probs, matrix = model.decoder.align(tokens, n_before, features, heads, n_frames)
+    probs, matrix = giving_way(
+        model.decoder.runtime, lambda: model.decoder.align(tokens, n_before, features, heads, n_frames)
+    )
     if not (matrix.isfinite().all() and probs.isfinite().all()):
         return original(model, tokenizer, text_tokens, mel, num_frames)
 

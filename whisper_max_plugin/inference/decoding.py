@@ -15,7 +15,7 @@ from whisper.model import Whisper
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.threads import one_torch_thread
 from whisper_max_plugin.inference.kv_cache import KVCache
-from whisper_max_plugin.inference.lockstep import current
+from whisper_max_plugin.inference.lockstep import current, giving_way
 from whisper_max_plugin.inference.modules import MaxTextDecoder
 from whisper_max_plugin.inference.search import Rules, Search
 
@@ -189,7 +189,8 @@ def decode(
         mel = mel.unsqueeze(0)
     if kwargs:
         options = replace(options, **kwargs)
-    lockstep = current(model.decoder.runtime)
+    runtime = model.decoder.runtime
+    lockstep = current(runtime)
     with nullcontext() if lockstep is None else lockstep.decoding():
-        results: list[DecodingResult] = MaxDecodingTask(model, options).run(mel)
+        results: list[DecodingResult] = giving_way(runtime, lambda: MaxDecodingTask(model, options).run(mel))
     return results[0] if single else results

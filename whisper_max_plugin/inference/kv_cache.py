@@ -11,6 +11,7 @@ from max.driver import Buffer
 from torch import Tensor, nn
 from whisper.model import TextDecoder
 
+from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import CrossKV, Engine
 from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind, StepInputs
 from whisper_max_plugin.execution.weights import torch_type
@@ -55,7 +56,6 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         self._n_head = decoder.blocks[0].cross_attn.n_head
         self._n_vocab = decoder.token_embedding.num_embeddings
         self._runtime = runtime
-        self._device = runtime.device
         self.n_copies = n_copies
         self.clear()
         self.update(entries or {})
@@ -181,6 +181,11 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         else:  # further sequences start from the rows that there are
             for module, storage in self._storage.items():
                 self._storage[module] = self._stored(self._device.get(storage[:n_filled, :, :]), batch)
+
+    @property
+    def _device(self) -> Device:
+        assert self.engine is not None, "what an empty cache will hold lies nowhere yet"
+        return self.engine.device
 
     @property
     def _batch(self) -> int:

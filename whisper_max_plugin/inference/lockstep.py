@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.step_inputs import SearchKind, StepInputs
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.runtime import Runtime
 from whisper_max_plugin.inference.search import Search
+
+T = TypeVar("T")
 
 Alike = tuple[Engine, SearchKind, int]
 """Turns of the same engine, search and number of sequences can be one step."""
@@ -191,3 +194,8 @@ def current(runtime: Runtime) -> Lockstep | None:
     """Return what brings together the calling thread's decodes on `runtime` with those of others, if anything does."""
     lockstep = _here.lockstep
     return lockstep if lockstep is not None and lockstep.runtime is runtime else None
+
+
+def giving_way(runtime: Runtime, compute: Callable[[], T]) -> T:
+    """Do what `Runtime.giving_way` does; not for a thread beside others, of which there can be fewer at a time."""
+    return runtime.giving_way(compute) if current(runtime) is None else compute()

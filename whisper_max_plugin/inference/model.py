@@ -66,6 +66,8 @@ def accelerate(
     device: Device = HOST,
     precision: str | None = None,
     verify: Callable[[Types], None] | None = None,
+    *,
+    is_asked_for: bool = True,
 ) -> MaxWhisper:
     """Turn `model`, in place, into one that runs on MAX graphs; its parameters stay where they are.
 
@@ -79,9 +81,13 @@ def accelerate(
         one of `precision.PRECISIONS`, or None for what `Runtime.engine` decides
     verify : Callable[[Types], None] | None
         called before graphs of some types are used for the first time
+    is_asked_for : bool
+        whether somebody wants this `device`; else the model leaves it for the CPU when it fails, with a warning
 
     Raises
     ------
+    DeviceError
+        if the device that was asked for has no room for the weights, or `verify` finds it wrong
     CheckpointError
         if the model's tensors are not exactly those of its dimensions
     PrecisionError
@@ -94,7 +100,7 @@ def accelerate(
     model.__class__ = MaxWhisper
     model.encoder.__class__ = MaxAudioEncoder
     model.decoder.__class__ = MaxTextDecoder
-    runtime = Runtime(model.dims, model.encoder, model.decoder, device, precision, verify)
+    runtime = Runtime(model.dims, model.encoder, model.decoder, device, precision, verify, is_asked_for=is_asked_for)
     model.encoder.runtime = model.decoder.runtime = runtime
     runtime.engine()
     return model

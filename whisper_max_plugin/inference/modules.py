@@ -19,6 +19,7 @@ from whisper_max_plugin.execution.threads import all_torch_threads, copied
 from whisper_max_plugin.inference.backward import without_backward
 from whisper_max_plugin.inference.hooks import has_hooks, run_forward_hooks, why_foreign
 from whisper_max_plugin.inference.kv_cache import KVCache
+from whisper_max_plugin.inference.lockstep import giving_way
 from whisper_max_plugin.inference.runtime import Runtime
 from whisper_max_plugin.report import REPORT
 
@@ -56,7 +57,7 @@ class MaxAudioEncoder(AudioEncoder):
             return super().forward(x)
         if self.conv1._forward_hooks:
             run_forward_hooks("encoder.conv1", self.conv1, (x,), self.conv1.forward(x))
-        features = self.runtime.encode(mel, x.dtype)
+        features = giving_way(self.runtime, lambda: self.runtime.encode(mel, x.dtype))
         return without_backward(features.to(x.device, x.dtype), x, self)
 
 
@@ -96,7 +97,9 @@ class MaxTextDecoder(TextDecoder):
         """
         refuse_after_fork()
         with self.runtime.passes:
-            return self._forward(x, xa, kv_cache, rows)
+            if kv_cache is not None:  # which lies where the passes before have run
+                return self._forward(x, xa, kv_cache, rows)
+            return giving_way(self.runtime, lambda: self._forward(x, xa, None, rows))
 
     def _forward(
         self, x: Tensor, xa: Tensor, kv_cache: Mapping[nn.Module, Tensor] | None, rows: Sequence[int] | None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from max.driver import Buffer
 from torch import Tensor, nn
 
-from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.engine import CrossKV, Engine
 from whisper_max_plugin.execution.threads import copied, one_torch_thread
 from whisper_max_plugin.execution.weights import types_for
@@ -25,6 +27,10 @@ from whisper_max_plugin.report import REPORT
 
 if TYPE_CHECKING:
     from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Runtime:
 
     Attributes
     ----------
+    device : Device
+        where graphs run; a model leaves one that nobody asked for when it fails, see `leaves`
     precision : str | None
         what all passes are computed in, or None, see `engine`
     verify : Callable[[Types], None] | None
@@ -75,11 +83,14 @@ class Runtime:
         device: Device,
         precision: str | None = None,
         verify: Callable[[Types], None] | None = None,
+        *,
+        is_asked_for: bool = True,
     ) -> None:
         self.dims = dims
         self.device = device
         self.precision = precision
         self.verify = verify
+        self._is_asked_for = is_asked_for
         self._modules: dict[str, nn.Module] = {"encoder": encoder, "decoder": decoder}
         self._reset()
 
@@ -94,7 +105,8 @@ class Runtime:
         self._window = _Window()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dims": self.dims, "device": self.device, "precision": self.precision, "_modules": self._modules}
+        kept = "dims", "device", "precision", "_is_asked_for", "_modules"
+        return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -122,9 +134,14 @@ class Runtime:
             if modules were replaced so that the model's tensors are no longer Whisper's
         PrecisionError
             if there are no kernels for the precision, or no values for the weights
+        DeviceError
+            if the device that was asked for has no room for the weights, or computes anything else than torch
         RuntimeError
             if MAX cannot compile the graphs
         """
+        return self.giving_way(lambda: self._engine(dtype))
+
+    def _engine(self, dtype: torch.dtype) -> Engine:
         with self._lock:
             if self._fingerprint is None or not self._fingerprint.fits():
                 self._engines, self._fingerprint = {}, Fingerprint(self._modules.values())
@@ -139,6 +156,32 @@ class Runtime:
                     self.verify(types_for(state, precision, self.device))
                 self._engines[precision] = Engine(self.dims, state, self.device, precision)
             return self._engines[precision]
+
+    def giving_way(self, compute: Callable[[], T]) -> T:
+        """Return what `compute` returns; a second time, on the CPU, where the device failed and nobody asked for it.
+
+        Raises
+        ------
+        DeviceError
+            of a device that was asked for
+        """
+        device = self.device
+        try:
+            return compute()
+        except DeviceError as error:
+            if not self.leaves(device, error):
+                raise
+        return compute()  # now that the error is gone, and what it held in the device's memory
+
+    def leaves(self, device: Device, error: DeviceError) -> bool:
+        """Leave `device`, where `error` arose, for the CPU if nobody asked for it; tell whether the model has left."""
+        with self._lock:
+            if self.device is device and not self._is_asked_for:
+                # the text alone: handlers may keep what they get, and the error holds what was on the device
+                logger.warning('the model runs on the CPU, which device="cpu" would choose, because %s', str(error))
+                self.device, self.verify, self._is_asked_for = HOST, None, True
+                self._engines, self._window = {}, _Window()
+            return self.device is not device
 
     def _precision_of(self, dtype: torch.dtype) -> str:
         if not self.device.computes_in_half or dtype not in (torch.float16, torch.bfloat16):
