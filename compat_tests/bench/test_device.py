@@ -63,6 +63,7 @@ def test_without_cuda_in_torch_upstream_is_left_out_with_the_reason(run: tuple[s
     assert reason.endswith("has no CUDA")
     assert reason in output
     assert {stage["ratio"] for stage in results["stages"]} == {None}
+    assert {stage["device_seconds"] for stage in results["stages"]} == {None}  # of the stand-in
     for transcription in results["transcriptions"]:
         assert (transcription["ratio"], transcription["common_tokens"]) == (None, None)
         assert transcription["tokens"] > 50
@@ -233,6 +234,17 @@ def test_the_table_of_a_gpu_tells_how_times_were_taken() -> None:
     assert "cuda:1: NVIDIA H200 (sm_90a, 144 GB), driver 570.1" in lines
     assert any("of float32 matrices: 50000 GFLOP/s, of float16 matrices: 800000 GFLOP/s" in line for line in lines)
     assert any("read when the device has finished" in line for line in lines)
+    assert not any("ON DEVICE" in line for line in lines)
+
+
+def test_the_table_shows_how_long_the_gpu_was_at_work() -> None:
+    stages = [REPORT.stages[0], replace(REPORT.stages[1], device_seconds=0.002)]
+    lines = table.lines(replace(REPORT, device="cuda:1", machine=GPU_MACHINE, stages=stages))
+    (heading,) = (line for line in lines if "ON DEVICE  RATIO" in line)
+    ends = heading.index("ON DEVICE") + len("ON DEVICE")
+    below = [line[:ends].split("  ")[-1].strip() for line in lines if line.endswith(("15 %", "62 %"))]
+    assert below == ["-", "2.000 ms"]
+    assert any("by events before and behind" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ REPORT = Report(
         TranscriptionResult("max", None, Times.of([0.5, 0.5, 0.75]), 2.5, 67.0, 107, 0.5, 0.125, "text"),
     ],
     stages=[
-        StageResult("step", "greedy step", "upstream", 1, Times.of([0.012]), 1.0, 75e6, 7e7, 0.15),
-        StageResult("step", "greedy step", "max", None, Times.of([0.003]), 4.0, 75e6, 7e7, 0.625),
+        StageResult("step", "greedy step", "upstream", 1, Times.of([0.012]), None, 1.0, 75e6, 7e7, 0.15),
+        StageResult("step", "greedy step", "max", None, Times.of([0.003]), None, 4.0, 75e6, 7e7, 0.625),
     ],
     missing=["a-peer is not installed and was left out: pip install a-peer"],
 )

@@ -84,10 +84,12 @@ def _transcripts(steps: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _stages(steps: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["size", "part", "whose", "median", "least", "most", "times upstream", "of limit"]]
+    rows = [["size", "part", "whose", "median", "least", "most", "on device", "times upstream", "of limit"]]
     for step in steps:
         for stage in step["found"].get("stages", []):
             times = [f"{1e3 * stage['times'][key]:.3f}" for key in ("median", "min", "max")]
+            on_device = stage["device_seconds"]
+            times.append("-" if on_device is None else f"{1e3 * on_device:.3f}")
             last = [_ratio(stage["ratio"]), f"{100 * stage['limit_part']:.0f} %"]
             rows.append([step["name"].partition(" ")[2], stage["title"], stage["subject"], *times, *last])
     return rows

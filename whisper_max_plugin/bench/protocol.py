@@ -1,6 +1,7 @@
 """What the runner and a subject's process say to each other: plain data, and the interface of a subject.
 
 Subjects run on `Setup.device`, and read the clock only when it has finished: what is timed is how long a caller waits.
+What part of it the device itself needs is asked for apart, since asking takes time.
 """
 
 from __future__ import annotations
@@ -115,6 +116,9 @@ class Subject(Protocol):
 
     def stage_seconds(self, stage: str, n_tokens: int) -> float:
         """Time one call of `stage`, on input that was not seen before."""
+
+    def device_seconds(self, stage: str, n_tokens: int) -> float | None:
+        """Return for how long a GPU is at work in another such call, by its own clock; None where nothing tells."""
 
     def transcribe(self, transcription: Transcription) -> Decoded:
         """Time one ``transcribe()`` of `Setup.samples`."""

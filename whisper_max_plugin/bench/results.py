@@ -59,6 +59,8 @@ class StageResult:
 
     Attributes
     ----------
+    device_seconds : float | None
+        for how long a GPU was at work, by its own clock; None where nothing tells
     ratio : float | None
         how many times faster than upstream; None without it
     n_bytes, flops : float
@@ -72,6 +74,7 @@ class StageResult:
     subject: str
     threads: int | None
     times: Times
+    device_seconds: float | None
     ratio: float | None
     n_bytes: float
     flops: float

@@ -28,6 +28,8 @@ class Measured:
         of each round; empty if another process of the subject is faster at it, or none can
     stages : dict[str, list[float]]
         seconds of each round, where this process is the subject's fastest
+    device_seconds : dict[str, float | None]
+        of them, see `Subject.device_seconds`
     peak_bytes : int
         behind ``transcribe()`` or, where there is none, behind the stages
     """
@@ -38,6 +40,7 @@ class Measured:
     loaded: Loaded
     decoded: list[Decoded] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
+    device_seconds: dict[str, float | None] = field(default_factory=dict)
     peak_bytes: int = 0
 
 
@@ -105,6 +108,8 @@ def _run_stages(plan: Plan, running: Sequence[_Running], progress: Progress) -> 
                 progress.turn(f"{stages.TITLES[stage]}: {process.measured.kind.title}")
                 seconds = process.measured.stages.setdefault(stage, [])
                 seconds.append(process.worker.turn(stage, plan.n_tokens))
+        for process in processes:
+            process.measured.device_seconds[stage] = process.worker.device_seconds(stage, plan.n_tokens)
     for process in running:
         if not process.measured.decoded:
             process.measured.peak_bytes = process.worker.peak_bytes()

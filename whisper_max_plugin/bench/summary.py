@@ -95,6 +95,7 @@ def stage_results(plan: Plan, limits: Limits, measured: Sequence[Measured]) -> l
                 subject=process.kind.name,
                 threads=process.threads,
                 times=times,
+                device_seconds=process.device_seconds[stage],
                 ratio=None if upstream is None else Times.of(upstream.stages[stage]).median / times.median,
                 n_bytes=cost.n_bytes,
                 flops=cost.flops,

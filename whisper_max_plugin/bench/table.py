@@ -83,20 +83,27 @@ def _transcription_row(title: str, result: TranscriptionResult) -> list[str]:
 
 def _stages(report: Report) -> list[str]:
     titles = _titles(report)
-    rows = [["", "MEDIAN", "MIN - MAX", "RATIO", "THREADS", "MUST MOVE", "COMPUTE", "OF LIMIT"]]
+    rows = [["", "MEDIAN", "MIN - MAX", "ON DEVICE", "RATIO", "THREADS", "MUST MOVE", "COMPUTE", "OF LIMIT"]]
     previous = None
     for result in report.stages:
         if result.stage != previous:
-            rows.append([result.title, *[""] * 7])
+            rows.append([result.title, *[""] * 8])
             previous = result.stage
         rows.append(_stage_row(f"  {titles[result.subject]}", result))
+    if not _has_device_seconds(report):
+        rows = [[*row[:3], *row[4:]] for row in rows]
     return [f"Stages (a step is the mean of {report.n_tokens}, with filters and search)", *aligned(rows, figures=True)]
+
+
+def _has_device_seconds(report: Report) -> bool:
+    return any(result.device_seconds is not None for result in report.stages)
 
 
 def _stage_row(title: str, result: StageResult) -> list[str]:
     return [
         title,
         *_milliseconds(result.times),
+        "-" if result.device_seconds is None else f"{1e3 * result.device_seconds:.3f} ms",
         _ratio(result.ratio),
         _threads(result.threads),
         f"{result.n_bytes / 1e6:.1f} MB",
@@ -138,6 +145,11 @@ def _notes(report: Report) -> list[str]:
         notes.append(
             "Times are of a caller's clock, read when the device has finished; whisper-max's include its input's way "
             "from the host and its output's back. PEAK MEMORY is of the host."
+        )
+    if _has_device_seconds(report):
+        notes.append(
+            "ON DEVICE: for how long the GPU was at work on graphs in one further call, by events before and behind "
+            "each; the rest is copies and the host."
         )
     notes += [f"{subject.title}: {subject.note}." for subject in report.subjects if subject.note]
     return [line for note in notes + report.missing for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]

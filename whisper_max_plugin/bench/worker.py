@@ -62,6 +62,11 @@ class Worker:
         seconds: float = self._ask("turn", stage, n_tokens)
         return seconds
 
+    def device_seconds(self, stage: str, n_tokens: int) -> float | None:
+        """See `Subject.device_seconds`."""
+        seconds: float | None = self._ask("device_seconds", stage, n_tokens)
+        return seconds
+
     def transcribe(self, transcription: Transcription) -> Decoded:
         """See `Subject.transcribe`."""
         decoded: Decoded = self._ask("transcribe", transcription)
@@ -174,6 +179,9 @@ class _Server:
         while not seconds or (time.perf_counter() - started < TURN_SECONDS and len(seconds) < TURN_CALLS):
             seconds.append(self._subject.stage_seconds(stage, n_tokens))
         return statistics.median(seconds)
+
+    def device_seconds(self, stage: str, n_tokens: int) -> float | None:
+        return self._subject.device_seconds(stage, n_tokens)
 
     def transcribe(self, transcription: Transcription) -> Decoded:
         return self._subject.transcribe(transcription)

@@ -56,6 +56,9 @@ class FasterWhisperSubject:
         seconds: float = getattr(self, f"_{stage}")(n_tokens)
         return seconds
 
+    def device_seconds(self, _stage: str, _n_tokens: int) -> None:
+        """See `Subject.device_seconds`; CTranslate2 has no events."""
+
     def _mel(self, _n_tokens: int) -> float:
         samples = self._inputs.samples()
         started = time.perf_counter()

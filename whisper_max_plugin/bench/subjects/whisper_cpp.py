@@ -50,6 +50,9 @@ class WhisperCppSubject:
         seconds: float = getattr(self, f"_{stage}")(n_tokens)
         return seconds
 
+    def device_seconds(self, _stage: str, _n_tokens: int) -> None:
+        """See `Subject.device_seconds`; it runs on the CPU."""
+
     def _mel(self, _n_tokens: int) -> float:
         samples = self._inputs.samples()
         started = time.perf_counter()

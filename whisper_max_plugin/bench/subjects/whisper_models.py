@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin.bench.cost import Storage
@@ -15,6 +15,7 @@ from whisper_max_plugin.bench.subjects.inputs import Inputs, recording
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from whisper_max_plugin.execution.devices import Device
     from whisper_max_plugin.execution.engine import Engine
 
 
@@ -25,6 +26,7 @@ class WhisperSubject:
         self._backend = backend
         self._precision = precision
         self._half = False
+        self._clock: Callable[[], float] = self._clock_on_the_wall
 
     def _install(self) -> None:
         import whisper_max_plugin
@@ -87,7 +89,7 @@ class WhisperSubject:
         engine: Engine = self._model.encoder.runtime.engine(torch.float16 if self._half else torch.float32)
         return engine
 
-    def _clock(self) -> float:
+    def _clock_on_the_wall(self) -> float:
         """Return the time, when the device has finished what it was told."""
         if self._backend == "max":
             self._model.encoder.runtime.device.driver.synchronize()
@@ -105,6 +107,22 @@ class WhisperSubject:
         """See `Subject.stage_seconds`."""
         seconds: float = getattr(self, f"_{stage}")(n_tokens)
         return seconds
+
+    def device_seconds(self, stage: str, n_tokens: int) -> float | None:
+        """See `Subject.device_seconds`; upstream's own passes are not told apart from the host's work."""
+        if self._backend != "max" or stage == "mel":  # which the host makes
+            return None
+        from whisper_max_plugin.bench.subjects.device_clock import DeviceClock
+
+        device: Device = self._model.encoder.runtime.device
+        if device.index is None:
+            return None
+        try:
+            with DeviceClock(device.driver).running() as clock:
+                self._clock = clock.read
+                return self.stage_seconds(stage, n_tokens)
+        finally:
+            self._clock = self._clock_on_the_wall
 
     def _mel(self, _n_tokens: int) -> float:
         import torch
