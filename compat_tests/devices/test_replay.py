@@ -5,21 +5,17 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import whisper
-from max.driver import Buffer
-from max.engine import Model
 from whisper.decoding import ApplyTimestampRules, DecodingOptions, GreedyDecoder
 from whisper.tokenizer import get_tokenizer
 
 import whisper_max_plugin
 from whisper_max_plugin.doctor import comparison, parity_checks
-from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.inference import search as searching
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
@@ -29,8 +25,9 @@ from ..compare import assert_same_result
 from ..conftest import Pair
 from ..data import SAMPLE_LONG
 from .fixtures import ELSEWHERE, elsewhere, transcripts, upstreams_nano
+from .recorder import RECORDS, Recorder, recorder
 
-__all__ = ["elsewhere"]  # a fixture, found by name
+__all__ = ["elsewhere", "recorder"]  # fixtures, found by name
 
 TOKENIZER = get_tokenizer(multilingual=True)
 EOT = TOKENIZER.eot
@@ -43,64 +40,10 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-class Records(Device):
-    """A device whose graphs may be recorded."""
-
-    @property
-    def records_graphs(self) -> bool:
-        return True
-
-
-RECORDS = Records("cpu", shares_memory=False)
-
-
 @pytest.fixture
 def records() -> MaxWhisper:
     """A model of which nothing has been recorded yet."""
     return accelerate(upstreams_nano(), RECORDS)
-
-
-class Recorder:
-    """What `Model.capture` and the others do on a GPU: a replay runs on the recorded memory, and writes to the same.
-
-    Parameters
-    ----------
-    runs_at_once : bool
-        whether recording runs the graph as well
-    """
-
-    def __init__(self, runs_at_once: bool) -> None:
-        self.runs_at_once = runs_at_once
-        self.recordings: dict[int, list[Buffer]] = {}
-        self.n_recorded = 0
-
-    def capture(self, model: Model, key: int, *buffers: Buffer) -> None:
-        assert key not in self.recordings
-        before = [Buffer.from_dlpack(buffer.to_numpy().copy()) for buffer in buffers]
-        self._execute(model, buffers)
-        if not self.runs_at_once:
-            RECORDS.copy(buffers, before)
-        self.recordings[key] = list(buffers)
-        self.n_recorded += 1
-
-    def replay(self, model: Model, key: int, *buffers: Buffer) -> None:
-        assert [buffer._data_ptr() for buffer in buffers] == [buffer._data_ptr() for buffer in self.recordings[key]]
-        self._execute(model, buffers)
-
-    def _execute(self, model: Model, buffers: Sequence[Buffer]) -> None:
-        assert not model.execute(*buffers), "what a recorded graph returns would be lost"
-
-    def release(self, _model: Model, key: int) -> None:
-        del self.recordings[key]
-
-
-@pytest.fixture(params=[False, True], ids=["recording does not run the graph", "recording runs the graph"])
-def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder(request.param)
-    monkeypatch.setattr(Model, "capture", lambda model, *arguments: recorder.capture(model, *arguments))
-    monkeypatch.setattr(Model, "replay", lambda model, *arguments: recorder.replay(model, *arguments))
-    monkeypatch.setattr(Model, "release_captured_graph", lambda model, key: recorder.release(model, key))
-    return recorder
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "defaults")

@@ -58,6 +58,10 @@ def _found(step: dict[str, Any]) -> str:
         n_equal = sum(row["equal_tokens"] for row in found["transcripts"])
         n_steps = found["graph_runs"].get("step", 0)
         return f"{n_equal} tokens are upstream's; {found['steps_replayed']} of {n_steps} steps were replayed"
+    if "kernels" in found:
+        times = [f"{1e3 * found[key]:.3f} ms" for key in ("replay_seconds", "replay_seconds_by_clock")]
+        n_kernels, of_limit = sum(found["kernels"].values()), f"{100 * found['limit_part']:.0f} %"
+        return f"{n_kernels} kernels; a step takes {times[0]} by events, {times[1]} by the clock, {of_limit} of limit"
     return "; ".join(f"{row['subject']} {row['times']['median']:.3f} s" for row in found.get("transcriptions", []))
 
 

@@ -1,7 +1,7 @@
 """The steps of validate.py that are no command of this package, each of which prints what it found as JSON.
 
 steps.py facts DEVICE NANO SIZES | copy DEVICE | transcripts DEVICE CHECKPOINT RECORDING PRECISION |
-checkpoints OUT SIZES | recording SOURCE SECONDS FILE COMMAND…
+replay DEVICE CHECKPOINT PRECISION | checkpoints OUT SIZES | recording SOURCE SECONDS FILE COMMAND…
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import wave
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sampling": {"temperature": 1e-3, "best_of": 3},  # hotter, the random numbers decide, which are not torch's there
 }
 SCORE_ERROR = {"float32": 1e-3, "float16": 2e-2}
+N_REPLAYS = 64
 WORD_TIME_ERROR = 0.02 + 1e-6  # seconds: a frame of the encoder's output
 
 
@@ -128,6 +130,85 @@ def _compared(upstream: dict[str, Any], ours: dict[str, Any], score_error: float
     return {**found, "problem": problem}
 
 
+def replay(device: str, checkpoint: str, precision: str) -> dict[str, Any]:
+    """Look into the recorded step: that it launches what the graph does, what that is, and how long it takes."""
+    import torch
+    from max import driver
+
+    from whisper_max_plugin.bench import cost, machine
+    from whisper_max_plugin.doctor import parity_checks
+    from whisper_max_plugin.execution import devices
+    from whisper_max_plugin.inference.model import accelerate
+
+    found_device = devices.find(device)
+    model = accelerate(loaded(checkpoint), found_device, precision)
+    window = parity_checks.prepare(model, parity_checks.synthetic_audio())
+    with torch.no_grad():
+        features = model.encoder(window.mel)
+        with parity_checks.greedy_search(model, window, features) as (inference, search):
+            for _ in range(3):
+                inference.step(search, features, search.n_ahead)
+            replay = search.inputs.steps_of(1, model.dims.n_text_layer).replay
+            if replay is None or not replay.is_recorded:
+                return {"problem": f"{found_device.name} has recorded no step"}
+            with found_device.at_work():
+                problem = _difference(replay)
+                with driver.launch_trace() as launches:
+                    replay._model.execute(*replay._buffers)
+                    found_device.driver.synchronize()
+                by_clock, by_events = _replay_seconds(replay, found_device)
+        types = inference.runtime.engine().types
+    storage = cost.Storage(*(t.size_in_bytes for t in (types.matrices, types.stored, types.cache)), types.are_half)
+    n_bytes = cost.of_step(model.dims, storage, len(search.sequences[0]) + N_REPLAYS / 2, 1).n_bytes
+    kernels = [each.name for each in launches if each.kind == driver.LaunchTraceEntry.OperationKind.KERNEL_LAUNCH]
+    others = [each.name for each in launches if each.kind != driver.LaunchTraceEntry.OperationKind.KERNEL_LAUNCH]
+    n_expected = 9 * model.dims.n_text_layer + 5
+    if problem is None and (len(kernels) != n_expected or others):
+        problem = f"a step is {len(kernels)} kernels, not {n_expected}, and {', '.join(others) or 'nothing'} else"
+    return {
+        "problem": problem,
+        "kernels": dict(Counter(kernels)),
+        "replay_seconds": by_events,
+        "replay_seconds_by_clock": by_clock,
+        "bytes": n_bytes,
+        "limit_part": n_bytes / machine.measure_limits(found_device.name).read_bytes_per_second / by_events,
+    }
+
+
+def loaded(checkpoint: str) -> Any:
+    """Return upstream's model, on the CPU."""
+    import inspect
+
+    import whisper
+
+    return inspect.unwrap(whisper.load_model)(checkpoint, device="cpu").eval()
+
+
+def _difference(replay: Any) -> str | None:
+    """Return what MAX says if a step launches anything else than what was recorded of it."""
+    try:
+        replay._model.debug_verify_replay(replay._key, *replay._buffers)
+    except RuntimeError as error:
+        return f"a step is not what was recorded of it: {error}"
+    return None
+
+
+def _replay_seconds(replay: Any, device: Any) -> tuple[float, float]:
+    """Return how long one of many steps takes by the clock, and by the device's events."""
+    from max import driver
+
+    before, behind = (driver.DeviceEvent(device.driver, enable_timing=True) for _ in range(2))
+    device.driver.synchronize()
+    started = time.perf_counter()
+    device.driver.default_queue.record_event(before)
+    for _ in range(N_REPLAYS):
+        replay.run()
+    device.driver.default_queue.record_event(behind)
+    device.driver.synchronize()
+    by_clock = time.perf_counter() - started
+    return by_clock / N_REPLAYS, before.elapsed_time(behind) / 1e3 / N_REPLAYS
+
+
 def checkpoints(out: str, sizes: str) -> dict[str, Any]:
     """Write random checkpoints, one after the other, each complete when it appears."""
     from whisper_max_plugin.bench.weights import random_checkpoint
@@ -162,8 +243,8 @@ def main() -> int:
     name, *arguments = sys.argv[1:]
     if name == "recording":
         recording(*arguments)
-    step = {"facts": facts, "copy": copy, "transcripts": transcripts, "checkpoints": checkpoints}[name]
-    found = step(*arguments)
+    steps = {"facts": facts, "copy": copy, "transcripts": transcripts, "replay": replay, "checkpoints": checkpoints}
+    found = steps[name](*arguments)
     sys.stdout.write(json.dumps(found) + "\n")
     return 1 if found.get("problem") else 0
 

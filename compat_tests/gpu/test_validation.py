@@ -8,14 +8,24 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from max import driver
+
+from whisper_max_plugin.execution import devices
 
 from ..conftest import Pair
+from ..data import NANO
+from ..devices.fixtures import ELSEWHERE
+from ..devices.recorder import RECORDS, Recorder, recorder
+
+__all__ = ["recorder"]  # a fixture, found by name
 
 FOLDER = Path(__file__).parent
 BREAKS_PARITY = """
@@ -27,11 +37,15 @@ when_imported("whisper_max_plugin.doctor.comparison", lambda comparison: compari
 
 @pytest.fixture(scope="module")
 def validate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("validate", FOLDER / "validate.py")
+    return module_of("validate")
+
+
+def module_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["validate"] = module  # where dataclasses look for it
+    sys.modules[name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -103,9 +117,77 @@ def test_a_gpu_is_compared_in_half_width_and_in_float32(validate: ModuleType, tm
     arguments = [str(tmp_path), "--sizes", "tiny", "--bench-sizes", "none", "--recordings", "none"]
     steps = validate.plan(validate._parser().parse_args(arguments), tmp_path)
     named = {step.name: step.command for step in steps}
-    assert list(named)[2:] == [f"{what} {p}" for what in ("parity tiny", "transcripts") for p in ("float16", "float32")]
+    compared = [f"{what} {p}" for what in ("parity tiny", "transcripts") for p in ("float16", "float32")]
+    assert list(named)[2:] == [*compared, "replay nano"]
     assert named["parity tiny float16"][-2:] == ["--precision", "float16"]
     assert named["transcripts float16"][-1] == "float16"
+
+
+# The recorded step
+
+
+class Event:
+    def __init__(self, device: object, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def elapsed_time(self, end: Event) -> float:
+        return 32.0
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> list[tuple[str, str]]:
+    """What MAX says that a step launches: kinds, by their names as it has them, and names."""
+    launched = [("KERNEL_LAUNCH", "linear")] * 18 + [("KERNEL_LAUNCH", "search")] * 5  # of nano's two layers
+
+    @contextmanager
+    def launch_trace() -> Iterator[list[SimpleNamespace]]:
+        entries: list[SimpleNamespace] = []
+        yield entries
+        kinds = driver.LaunchTraceEntry.OperationKind
+        entries += [SimpleNamespace(kind=getattr(kinds, kind), name=name) for kind, name in launched]
+
+    monkeypatch.setattr(driver, "launch_trace", launch_trace)
+    monkeypatch.setattr(driver, "DeviceEvent", Event)
+    monkeypatch.setattr(type(RECORDS.driver.default_queue), "record_event", lambda *_: None)
+    monkeypatch.setattr(devices, "find", lambda _: RECORDS)
+    return launched
+
+
+@pytest.fixture(scope="module")
+def steps() -> ModuleType:
+    return module_of("steps")
+
+
+def test_the_recorded_step_is_what_the_graph_launches(
+    steps: ModuleType, validate: ModuleType, recorder: Recorder, launched: list[tuple[str, str]]
+) -> None:
+    found = steps.replay("cuda", str(NANO), "float32")
+    assert found["problem"] is None
+    assert recorder.n_verified == 1
+    assert found["kernels"] == {"linear": 18, "search": 5}
+    assert found["replay_seconds"] == pytest.approx(0.032 / 64)
+    assert found["bytes"] > 7e6  # of weights as float16, for the most part the vocabulary's
+    told = validate.report._found({"problem": None, "found": found})
+    assert told.startswith("23 kernels; a step takes 0.500 ms by events, ")
+
+
+def test_a_step_that_is_not_what_was_recorded_is_a_failure(
+    steps: ModuleType, recorder: Recorder, launched: list[tuple[str, str]]
+) -> None:
+    recorder.has_changed = True
+    assert steps.replay("cuda", str(NANO), "float32")["problem"].endswith("recorded of it: launch 3 differs")
+
+
+def test_a_step_that_copies_is_a_failure(
+    steps: ModuleType, recorder: Recorder, launched: list[tuple[str, str]]
+) -> None:
+    launched.append(("MEMCPY", "cuMemcpyHtoD"))
+    assert "23 kernels, not 23, and cuMemcpyHtoD else" in steps.replay("cuda", str(NANO), "float32")["problem"]
+
+
+def test_a_device_that_recorded_nothing_is_a_failure(steps: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "find", lambda _: ELSEWHERE)
+    assert steps.replay("cuda", str(NANO), "float32")["problem"] == "cpu has recorded no step"
 
 
 @pytest.fixture

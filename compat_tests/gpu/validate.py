@@ -156,6 +156,10 @@ def plan(options: argparse.Namespace, out: Path) -> list[Step]:
         steps += [Step(f"parity {size} {name}", "correctness", [*command, name], 10) for name in precisions]
     transcripts = [*STEPS, "transcripts", options.device, str(NANO), str(WEIGHTS / "sample.flac")]
     steps += [Step(f"transcripts {name}", "correctness", [*transcripts, name], 10) for name in precisions]
+    if options.device != "cpu":  # which records nothing
+        for size in dict.fromkeys(["nano", *_list(options.bench_sizes)]):
+            command = [*STEPS, "replay", options.device, str(checkpoint(size, out)), "float16"]
+            steps.append(Step(f"replay {size}", "correctness", command, 10))
     bench = [*COMMAND, "bench", *device, *shlex.split(options.bench_options)]
     for size in _list(options.bench_sizes):
         results = str(out / f"bench-{size}.json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -235,17 +236,24 @@ def ranking(model: Whisper, window: Window, upstreams: Results) -> list[Tensor]:
 
 def greedy(model: MaxWhisper, window: Window, upstreams: Results, n_ahead: int) -> list[int]:
     """Return the tokens of N_STEPS steps, of which `n_ahead` at a time run without the host."""
-    rules = Rules(model.dims.n_vocab, window.sot.shape[1], [], [], timestamps=None)
-    inference = MaxInference(model, window.sot.shape[1], sot_index=0, n_group=1)
     features = upstreams["encoder"][0]
-    try:
-        logits = inference.logits(window.sot, features)[:, -1]
-        search = Search(inference.engine, rules, GreedyDecoder(0.0, eot=NO_TOKEN), window.sot)
+    with greedy_search(model, window, features) as (inference, search):
         search.n_ahead = n_ahead
-        search.update(inference.engine.device.put(logits))
         n_left = N_STEPS
         while n_left > 0:
             n_left -= inference.step(search, features, n_left)
+        return search.sequences[0]
+
+
+@contextlib.contextmanager
+def greedy_search(model: MaxWhisper, window: Window, features: Tensor) -> Iterator[tuple[MaxInference, Search]]:
+    """Yield a search that has found its first token, and what takes its steps, inside; no token ends it."""
+    rules = Rules(model.dims.n_vocab, window.sot.shape[1], [], [], timestamps=None)
+    inference = MaxInference(model, window.sot.shape[1], sot_index=0, n_group=1)
+    try:
+        logits = inference.logits(window.sot, features)[:, -1]
+        search = Search(inference.engine, rules, GreedyDecoder(0.0, eot=NO_TOKEN), window.sot)
+        search.update(inference.engine.device.put(logits))
+        yield inference, search
     finally:
         inference.cleanup_caching()
-    return search.sequences[0]
