@@ -32,7 +32,9 @@ WORKDIR /audio
 # Compiled without a GPU, so that no request waits for it. The compiler's own cache is not needed any more then.
 ARG MODELS="turbo"
 ARG TARGET=sm_90a
-RUN whisper-max warmup $MODELS --target $TARGET && rm -rf /home/whisper/.cache
+RUN whisper-max warmup $MODELS --target $TARGET \
+    && whisper-max warmup $MODELS --target $TARGET --precision float32 \
+    && rm -rf /home/whisper/.cache
 VOLUME /models
 ENTRYPOINT ["whisper"]
 CMD ["--help"]

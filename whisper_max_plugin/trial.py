@@ -11,7 +11,7 @@ import sys
 
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.errors import DeviceError, MemoryFullError
 from whisper_max_plugin.execution import artifacts
 from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.engine import compile_graphs
@@ -33,6 +33,8 @@ def verify(path: str, dims: ModelDimensions, device: Device, types: Types) -> No
     ------
     DeviceError
         if graphs and torch differ by more than rounding explains, or the other process hangs or dies
+    MemoryFullError
+        if it has no room
     """
     record = artifacts.path_of(dims, str(types), device.kind).with_suffix(".checked")
     if record.exists():
@@ -59,6 +61,11 @@ def run(path: str, device: str, precision: str) -> str | None:
         as `whisper.load_model` takes it
     precision : str
         one of `precision.PRECISIONS`
+
+    Raises
+    ------
+    MemoryFullError
+        if the memory of `device` is full, beside what this process has there
     """
     command = [sys.executable, "-m", MODULE, path, device, precision]
     environment = {**os.environ, "WHISPER_MAX_NO_HOOK": "1"}
@@ -73,6 +80,8 @@ def run(path: str, device: str, precision: str) -> str | None:
         last = f", after {said[-1]!r}" if said else ""
         return f"a process that tried it ended with exit status {child.returncode}{last}"
     result = json.loads(child.stdout.splitlines()[-1])
+    if (full := result.get("memory")) is not None:
+        raise MemoryFullError(f"{device} could not be compared with torch, as {full}")
     if result["problem"] is not None:
         return str(result["problem"])
     wrong = [row for row in result["rows"] if not row["ok"]]

@@ -25,6 +25,9 @@ def replace_find(devices):
             fault = os.environ.get("FAULT_OF_CUDA")
             if fault == "dies":
                 os.abort()
+            if fault == "full":
+                with self.at_work():
+                    raise ValueError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
             if fault == "hangs":
                 time.sleep(600)
             got = super().get(buffer)

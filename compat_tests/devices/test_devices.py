@@ -189,9 +189,10 @@ def test_a_gpu_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_one_sentence(error, "cuda:0", "Required: driver version >= 570; update", 'device="cpu"')
 
 
-def test_memory_of_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])  # MAX's, of allocations and of recordings
+def test_memory_of_a_gpu_that_is_full(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise ValueError("device driver memAlloc failed: CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)\n")
+        raise kind("device driver memAlloc failed: CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)\n")
 
     monkeypatch.setattr(devices, "Buffer", fail)
     error = error_of(lambda: ELSEWHERE.empty([4]))
@@ -325,6 +326,15 @@ def test_a_trial_tells_what_happens_to_its_process(
     monkeypatch.setattr("os.environ", {**with_cuda, "FAULT_OF_CUDA": fault})
     monkeypatch.setattr(trial, "PATIENCE", 20 if fault == "hangs" else 600)
     assert (trial.run(str(NANO), "cuda", "float32") or "").startswith(problem)
+
+
+def test_a_trial_for_which_there_is_no_room_says_nothing_of_what_is_computed(
+    with_cuda: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", {**with_cuda, "FAULT_OF_CUDA": "full"})
+    error = error_of(lambda: trial.run(str(NANO), "cuda", "float32"))
+    assert isinstance(error, MemoryFullError)
+    assert_one_sentence(error, "cuda could not be compared with torch, as the memory of cuda:0 is full", 'device="cpu"')
 
 
 def test_a_load_imports_nothing_that_only_the_comparison_needs() -> None:

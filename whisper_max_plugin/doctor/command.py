@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_max_plugin import precision as precisions
 from whisper_max_plugin.console import aligned, size_of_model
-from whisper_max_plugin.errors import CommandLineError
+from whisper_max_plugin.errors import CommandLineError, MemoryFullError
 
 if TYPE_CHECKING:
     from whisper_max_plugin.doctor.checks import Check
@@ -112,7 +112,10 @@ def _doctor_with_parity(
         machine = parity.machine()
         results = []
         for name in names:
-            results.append(parity.check_model(name, samples, device, precision))
+            try:
+                results.append(parity.check_model(name, samples, device, precision))
+            except MemoryFullError as error:
+                results.append(parity.Parity(name, False, str(error)))
             if not as_json:
                 _print_parity(results[-1], machine, audio)
         ok = all(result.ok for result in results)

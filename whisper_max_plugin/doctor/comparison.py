@@ -12,7 +12,7 @@ from torch import Tensor
 from whisper.model import Whisper
 
 from whisper_max_plugin.doctor import parity_checks as checks
-from whisper_max_plugin.errors import CheckpointError
+from whisper_max_plugin.errors import CheckpointError, MemoryFullError
 from whisper_max_plugin.inference.model import MaxWhisper
 from whisper_max_plugin.inference.search import STEPS_AHEAD
 from whisper_max_plugin.precision import DEFAULT
@@ -109,6 +109,8 @@ def _compare(check: Check, model: MaxWhisper, window: checks.Window, upstreams: 
     before = REPORT.snapshot()
     try:
         actual = check.compute(model, window, upstreams)
+    except MemoryFullError:  # which tells nothing of what is computed
+        raise
     except (RuntimeError, ValueError) as failure:  # MAX raises both, and so do the plugin's own checks
         return Row(check.name, check.compared, False, note=f"failed: {failure}")
     after = REPORT.snapshot()
@@ -132,6 +134,8 @@ def _compare_steps_ahead(model: MaxWhisper, window: checks.Window, upstreams: ch
     name, compared = "ahead", f"tokens of {checks.N_STEPS} steps, {STEPS_AHEAD} at a time"
     try:
         actual, expected = (checks.greedy(model, window, upstreams, n_ahead) for n_ahead in (STEPS_AHEAD, 1))
+    except MemoryFullError:  # which tells nothing of what is computed
+        raise
     except (RuntimeError, ValueError) as failure:
         return Row(name, compared, False, note=f"failed: {failure}")
     n_tokens, n_equal = len(actual), sum(map(operator.eq, actual, expected))

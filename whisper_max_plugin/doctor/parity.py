@@ -20,7 +20,7 @@ from whisper_max_plugin import audio, environment, loading
 from whisper_max_plugin.checkpoints.names import check_name
 from whisper_max_plugin.doctor import comparison
 from whisper_max_plugin.doctor import parity_checks as checks
-from whisper_max_plugin.errors import UnknownModelError, WhisperMaxError
+from whisper_max_plugin.errors import MemoryFullError, UnknownModelError, WhisperMaxError
 from whisper_max_plugin.execution import devices, processor
 from whisper_max_plugin.inference.model import accelerate
 from whisper_max_plugin.precision import DEFAULT
@@ -108,7 +108,7 @@ def check_model(name: str, samples: Tensor, device: str | None = None, precision
     Raises
     ------
     DeviceError
-        if graphs do not run on `device`, or it is not there
+        if graphs do not run on `device`, it is not there, or its memory is full
     """
     graphs_device = devices.find(device)
     try:
@@ -118,6 +118,8 @@ def check_model(name: str, samples: Tensor, device: str | None = None, precision
         accelerated = accelerate(model, graphs_device, precision)
     except OSError as error:
         return Parity(name, False, f"cannot be loaded: {error}")
+    except MemoryFullError:
+        raise
     except (WhisperMaxError, RuntimeError, ValueError) as error:  # ours, upstream's, torch's and MAX's
         return Parity(name, False, str(error))
     before = REPORT.snapshot()

@@ -8,12 +8,16 @@ import sys
 
 from whisper_max_plugin.doctor import parity
 from whisper_max_plugin.doctor.parity_checks import synthetic_audio
+from whisper_max_plugin.errors import MemoryFullError
 
 
 def main(path: str, device: str, precision: str) -> None:
     """Compare with torch, and print what was found as a line of JSON."""
-    result = parity.check_model(path, synthetic_audio(), device, precision)
-    sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")
+    try:
+        result = dataclasses.asdict(parity.check_model(path, synthetic_audio(), device, precision))
+    except MemoryFullError as error:
+        result = {"memory": str(error)}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

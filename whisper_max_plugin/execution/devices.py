@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -95,11 +96,16 @@ class Device:
         """Write a host tensor to a contiguous buffer of the device."""
         self.copy([target], [Buffer.from_dlpack(tensor.contiguous())])
 
-    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer]) -> None:
-        """Copy buffers of the host to buffers of the device, and wait until they are there."""
+    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer], *, wait: bool = True) -> None:
+        """Copy buffers of the host to buffers of the device.
+
+        MAX copies later, and does not keep what it copies from: who does not `wait` keeps it, and as it is, until what
+        comes behind the copies has been waited for.
+        """
         with self.at_work():
             batch_inplace_copy(targets, sources)
-            self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
+            if wait:
+                self.driver.synchronize()
 
     def get(self, buffer: Buffer) -> Tensor:
         """Return a buffer of the device on the host; where memory is shared, the same memory."""
@@ -126,12 +132,12 @@ class Device:
         Raises
         ------
         MemoryFullError
-            in place of MAX's ValueError
+            in place of MAX's errors: a ValueError, or a RuntimeError of a recording
         """
         try:
             with nullcontext() if self.shares_memory else _one_thread(self.name), WATCH.over():
                 yield
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             if "OUT_OF_MEMORY" not in str(error):  # as CUDA calls it, and MAX's own server looks for it
                 raise
             raise MemoryFullError(
@@ -141,6 +147,9 @@ class Device:
 
 
 HOST = Device("cpu", shares_memory=True)
+
+PART_OF_FREE_MEMORY = "MODULAR_DEVICE_CONTEXT_MEMORY_MANAGER_SIZE_PERCENT"
+"""The environment variable that tells MAX how much of a GPU's free memory it may manage; more comes from the driver."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +170,8 @@ class Mirror:
 class Mirrors:
     """Arrays on the host and buffers on the device, which take each other's values when they are told to.
 
-    They lie in one piece of memory, here and there, since on the way to a device and back calls take time, not bytes.
+    Arrays that were pushed are not to be written to before something behind it was pulled. They lie in one piece of
+    memory, here and there, since on the way to a device and back calls take time, not bytes.
 
     Parameters
     ----------
@@ -204,10 +214,11 @@ class Mirrors:
 
 
 def push_all(every: Sequence[Mirrors]) -> None:
-    """Bring the arrays of several `Mirrors`, which are of one device, there, and wait for it once."""
+    """Bring the arrays of several `Mirrors`, which are of one device, there."""
     device = every[0]._device
     if not device.shares_memory:
-        device.copy([mirrors._there for mirrors in every], [Buffer.from_dlpack(mirrors._here) for mirrors in every])
+        there = [mirrors._there for mirrors in every]
+        device.copy(there, [Buffer.from_dlpack(mirrors._here) for mirrors in every], wait=False)
 
 
 def find(name: str | int | torch.device | None) -> Device:
@@ -255,6 +266,9 @@ def _open(index: int | None) -> max.driver.Device:
     with processors(torch_threads()):
         if index is None:
             return CPU()
+        # When the first step is recorded, MAX takes all of it, by default nine tenths: nothing would be left for torch,
+        # for other processes, nor for the one in which `trial` compares a GPU.
+        os.environ.setdefault(PART_OF_FREE_MEMORY, "50")
         try:
             return Accelerator(index)
         except (RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import weakref
@@ -144,7 +145,8 @@ class Runtime:
     def _engine(self, dtype: torch.dtype) -> Engine:
         with self._lock:
             if self._fingerprint is None or not self._fingerprint.fits():
-                self._engines, self._fingerprint = {}, Fingerprint(self._modules.values())
+                self._let_go()
+                self._fingerprint = Fingerprint(self._modules.values())
             precision = self.precision or self._precision_of(dtype)
             if precision not in self._engines:
                 state = {
@@ -180,8 +182,14 @@ class Runtime:
                 # the text alone: handlers may keep what they get, and the error holds what was on the device
                 logger.warning('the model runs on the CPU, which device="cpu" would choose, because %s', str(error))
                 self.device, self.verify, self._is_asked_for = HOST, None, True
-                self._engines, self._window = {}, _Window()
+                self._let_go()
             return self.device is not device
+
+    def _let_go(self) -> None:
+        """Forget the engines and all windows, before others take their memory."""
+        if self._engines:
+            self._engines, self._window = {}, _Window()
+            gc.collect()  # what searches keep of an engine refers to itself
 
     def _precision_of(self, dtype: torch.dtype) -> str:
         if not self.device.computes_in_half or dtype not in (torch.float16, torch.bfloat16):
