@@ -22,7 +22,7 @@ from whisper_max_plugin.doctor import parity_checks
 from whisper_max_plugin.errors import DeviceError, MemoryFullError
 from whisper_max_plugin.execution import artifacts, devices
 from whisper_max_plugin.execution.devices import HOST, Device, Mirrors
-from whisper_max_plugin.execution.engine import check_heads
+from whisper_max_plugin.execution.engine import check_sizes
 from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
@@ -228,11 +228,15 @@ def test_other_errors_of_a_device_are_not_explained_away(monkeypatch: pytest.Mon
         ELSEWHERE.empty([4])
 
 
-def test_heads_that_kernels_on_gpus_do_not_serve() -> None:
-    check_heads(OFFICIAL_DIMS["large-v3"])
-    error = error_of(lambda: check_heads(replace(OFFICIAL_DIMS["tiny"], n_text_head=3)))
+def test_sizes_that_kernels_on_gpus_do_not_serve() -> None:
+    for dims in OFFICIAL_DIMS.values():
+        check_sizes(dims)
+    error = error_of(lambda: check_sizes(replace(OFFICIAL_DIMS["tiny"], n_text_head=3)))
     assert isinstance(error, DeviceError)
     assert_one_sentence(error, "heads of 64 and 128", 'device="cpu"')
+    error = error_of(lambda: check_sizes(replace(OFFICIAL_DIMS["large"], n_text_state=1344, n_text_head=21)))
+    assert isinstance(error, DeviceError)
+    assert_one_sentence(error, "up to 1280 values for a token, and this model has 1344", 'device="cpu"')
 
 
 # The first load of a size on a device of its own

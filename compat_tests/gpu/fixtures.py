@@ -116,7 +116,7 @@ def run_linear(
     """
     (m, k), n = x.shape, len(w)
     if name.startswith("tensor "):
-        grid, block = blocks(n, 16), 256
+        grid, block = blocks(n, 16), 512 if " deep " in name else 256
     else:
         grid, block = blocks(n, 4 if name.endswith(" 1") else 8), 128
     inputs = [x, *(norm or (x, x)), w, bias, residual]

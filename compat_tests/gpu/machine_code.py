@@ -12,13 +12,16 @@ from pathlib import Path
 
 _CUDA = 190  # the machine in the header of an ELF file
 _FUNCTION = re.compile(r"^\.text\.(\w+):$", flags=re.MULTILINE)
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]+?)\s*;")
+_REGISTER = re.compile(r"\bR(\d+)")
+_EARLY_LOAD = re.compile(r"LDG?\.E\.128 ")
 _WAIT = "ACQBULK"  # griddepcontrol.wait
+_RELEASE = "PREEXIT"  # griddepcontrol.launch_dependents
 
 
 @dataclass(frozen=True)
 class Code:
-    """The instructions of a kernel, in the order in which they lie there, without operands and conditions."""
+    """The instructions of a kernel, in the order in which they lie there, without conditions."""
 
     name: str
     instructions: list[str]
@@ -37,7 +40,23 @@ class Code:
     def loads_before_the_wait(self) -> int:
         """How many loads, of 16 bytes for each thread, are on their way before the kernel waits."""
         before = self.instructions[: self.instructions.index(_WAIT)]
-        return sum(bool(re.match(r"LDG?\.E\.128", each)) for each in before)
+        return sum(bool(_EARLY_LOAD.match(each)) for each in before)
+
+    @property
+    def touched_too_early(self) -> list[str]:
+        """The instructions that need what is loaded before the wait, before the next kernel may begin.
+
+        A warp stops at such an instruction until the load is there, and what it would do behind it waits, too.
+        """
+        coming: set[int] = set()
+        touching = []
+        for each in self.instructions[: self.instructions.index(_RELEASE)]:
+            registers = [int(number) for number in _REGISTER.findall(each)]
+            if _EARLY_LOAD.match(each):
+                coming |= set(range(registers[0], registers[0] + 4))
+            elif coming.intersection(registers):
+                touching.append(each)
+        return touching
 
     @property
     def copies_amid_products(self) -> bool | None:

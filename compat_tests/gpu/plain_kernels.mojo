@@ -69,6 +69,7 @@ def tensor_linear[
     type: DType,
     of_x: DType,
     groups: Int = 1,
+    warps: Int = 8,
     has_norm: Bool = False,
     has_bias: Bool = False,
     has_residual: Bool = False,
@@ -86,7 +87,7 @@ def tensor_linear[
     n: Int32,
     k: Int32,
 ):
-    tensor_linear_block[groups, has_norm, has_bias, has_residual, has_gelu, overlaps](
+    tensor_linear_block[groups, warps, has_norm, has_bias, has_residual, has_gelu, overlaps](
         y, x, norm, norm_bias, w, bias, residual, Int(m), Int(n), Int(k)
     )
 

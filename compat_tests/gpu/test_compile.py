@@ -38,7 +38,7 @@ OTHERS = [
 MOST_INSTRUCTIONS = 8192
 """Of 16 bytes each, they fit into the cache that a multiprocessor has for them. One division a value made 40 000."""
 
-LOADS_OF_A_STEP = {None: {10: 12, 16: 3, 0: 5}, "float32": {5: 4, 6: 8, 16: 3, 0: 5}}
+LOADS_OF_A_STEP = {None: {10: 13, 16: 3, 0: 5}, "float32": {5: 4, 6: 8, 16: 3, 0: 5}}
 """How many kernels of each precision have how many loads of weights, keys and values on their way before they wait."""
 
 
@@ -50,11 +50,11 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
 ) -> None:
     # empty caches: MAX leaves kernels of other graphs in an artifact where it finds them
     caches = {"MODULAR_CACHE_DIR": str(tmp_path), "MODULAR_MAX_CACHE_DIR": str(tmp_path)}
-    warmup = [sys.executable, "-m", "whisper_max_plugin.cli", "warmup", str(NANO), "--target", architecture]
+    warmup = [sys.executable, "-m", "whisper_max_plugin.cli", "warmup", "tiny", "--target", architecture]
     warmup += [] if precision is None else ["--precision", precision]
     environment = {**os.environ, **caches}
     first = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    assert first.stdout.startswith(f"{NANO}: compiled in ")
+    assert first.stdout.startswith("tiny: compiled in ")
 
     (artifact,) = tmp_path.glob("whisper_max_plugin/*.mef")
     content = artifact.read_bytes()
@@ -71,8 +71,9 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     assert {each.name for each in code} == ours
     assert [each.name for each in code if each.spills] == []
     assert max(len(each.instructions) for each in code) < MOST_INSTRUCTIONS
+    assert {each.name: each.touched_too_early for each in code if each.waits and each.touched_too_early} == {}
     amid = Counter(each.copies_amid_products for each in code)
-    assert amid[False] == (1 if precision is None else 0)  # attention begins them before
+    assert amid[False] == (10 if precision is None else 0)  # attention and layer norms begin them before
     assert amid[True] == (16 if precision is None else 0)  # eight products, in large tiles and in small ones
     # By kinds of kernels: the linear layers of a step and its attention, and what has nothing to read ahead
     loads = Counter(each.loads_before_the_wait for each in code if each.waits)
@@ -86,7 +87,7 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
 
     # another process that has, or pretends to have, such a GPU takes this very file
     second = subprocess.run(warmup, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    assert second.stdout.startswith(f"{NANO}: found in the cache in ")
+    assert second.stdout.startswith("tiny: found in the cache in ")
     assert list(tmp_path.glob("whisper_max_plugin/*.mef")) == [artifact]
     assert artifact.read_bytes() == content
 

@@ -76,6 +76,7 @@ def main():
         show[tensor_linear[type, F32, has_bias=True]](String("tensor linear bias ", type))
         show[tensor_linear[type, F32, has_bias=True, has_gelu=True]](String("tensor linear gelu ", type))
         show[tensor_linear[type, F32, has_bias=True, has_residual=True]](String("tensor linear add ", type))
+        show[tensor_linear[type, F32, warps=16, has_bias=True, has_residual=True]](String("tensor linear deep ", type))
         show[tensor_linear[type, type, has_bias=True, overlaps=False]](String("tensor linear apart ", type))
         comptime for groups in [2, 4]:
             show[tensor_linear[type, F32, groups]](String("tensor linear ", type, " ", groups))

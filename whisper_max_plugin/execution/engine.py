@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from whisper_max_plugin.execution.step_inputs import SearchInputs, StepInputs
 
 HEAD_ON_GPU = 64
+WIDEST_ON_GPU = 1280  # for a token, see `kernels/gpu_tensor_linear.mojo`
 
 CrossKV = list[Buffer]
 """Per layer the key and the value, each (n_audio, n_text_head, n_audio_ctx, head_dim), on the device."""
@@ -94,7 +95,7 @@ class Engine:
         self._lock = threading.Lock()
         check_state(dims, state, source="the model")
         if device.index is not None:
-            check_heads(dims)
+            check_sizes(dims)
         check_precision(precision, dims, device)
         self.types = types_for(state, precision, device)
         compiled = compile_graphs(dims, self.types, device)
@@ -277,19 +278,23 @@ class Engine:
             return list(model.execute(*inputs))
 
 
-def check_heads(dims: ModelDimensions) -> None:
+def check_sizes(dims: ModelDimensions) -> None:
     """Refuse a model that kernels on GPUs cannot serve; MAX's own operations would round more than float32 does.
 
     Raises
     ------
     DeviceError
-        if its heads are not of 64 values, as those of all of OpenAI's models are
+        if its heads are not of 64 values, as those of all of OpenAI's models are, or its text is wider than theirs
     """
+    reason = None
     heads = {dims.n_audio_state // dims.n_audio_head, dims.n_text_state // dims.n_text_head}
     if heads != {HEAD_ON_GPU}:
+        reason = f"heads of {HEAD_ON_GPU} values, and this model has heads of {' and '.join(map(str, sorted(heads)))}"
+    elif dims.n_text_state > WIDEST_ON_GPU:
+        reason = f"up to {WIDEST_ON_GPU} values for a token, and this model has {dims.n_text_state}"
+    if reason is not None:
         raise DeviceError(
-            f"graphs on GPUs are for heads of {HEAD_ON_GPU} values, and this model has heads of "
-            f'{" and ".join(map(str, sorted(heads)))}: load it with device="cpu" (on the command line --device cpu)'
+            f'graphs on GPUs are for {reason}: load it with device="cpu" (on the command line --device cpu)'
         )
 
 

@@ -1,17 +1,19 @@
 """Linear layers of few rows on the tensor cores of a GPU: up to eight rows of x take the instructions of one.
 
-A product m16n8k16 is of 16 rows of weights and 8 rows of x. Which values of a row meet at which place of its depth makes no
-difference, as long as those of w and x are the same; so each lane multiplies what it reads with one load, eight values side by
-side, and weights go from global memory to the tensor cores as they are stored. More rows, as of windows that are decoded
-together, are up to four groups of eight, which are multiplied with the same registers of weights.
+A product m16n8k16 is of 16 rows of x, two groups of eight, and 8 rows of weights. Which values of a row meet at which place of
+its depth makes no difference, as long as those of w and x are the same; so each lane multiplies what it reads with one load,
+eight values side by side, and weights go from global memory to the tensor cores as they are stored. More rows, as of windows
+that are decoded together, are up to four groups, which are multiplied with the same registers of weights.
 """
 
-from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
+from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
-from max.gpu.memory import AddressSpace
+from max.gpu.memory import AddressSpace, async_copy, async_copy_commit_group, async_copy_wait_group
 from max.gpu.primitives import warp
 from std.math import ceildiv, rsqrt
 from std.memory import stack_allocation
+from std.sys import size_of
+from std.utils import StaticTuple
 
 from .gpu_overlap import changing, early, wait_for_last
 from .gpu_tensor import CHUNK, Sums, add_product
@@ -21,10 +23,37 @@ comptime ROWS = 8  # of x, that make a group
 comptime MOST_GROUPS = 4  # of a launch
 comptime MOST_ROWS = MOST_GROUPS * ROWS  # that weights are read once for
 comptime OUTPUTS = 16  # of a block
-comptime WARPS = 8  # of a block, that share the depth
-comptime THREADS = WARPS * WARP_SIZE
+comptime WARPS = 8  # of a block, that share the depth; twice as many where it is deep
 comptime STEP = 4 * CHUNK  # of the depth, that a warp multiplies at a time
 comptime AHEAD = 5  # steps of a warp, whose weights are on their way
+comptime FLOATS = 4  # that are copied to shared memory at once
+comptime LOADS = 5  # of a lane, of a row that is normed, at a time
+comptime MOST_NORMED = AHEAD * WARPS * STEP  # values of a row, with a norm: all of their weights are on their way at a time
+
+
+@always_inline
+def mean_and_scale[type: DType](x: Pointer[mut=True, Scalar[type], ...], k: Int) -> SIMD[DType.float32, 2]:
+    """Return of a row what a layer norm subtracts and multiplies by, which one warp computes; k is a multiple of `FLOATS`."""
+    comptime Part = SIMD[DType.float32, FLOATS]
+    var lane = Int(lane_id())
+
+    @always_inline
+    def total[power: Int](mean: Float) {imm} -> Float:
+        var sum = Part(0)
+        for first in range(lane * FLOATS, k, LOADS * WARP_SIZE * FLOATS):
+            var parts = Array[Part, LOADS](fill=Part(0))
+            comptime for i in range(LOADS):  # all on their way at a time
+                var at = min(first + i * WARP_SIZE * FLOATS, k - FLOATS)
+                parts[i] = x.unsafe_load[width=FLOATS, alignment=FLOATS * size_of[type]()](at).cast[DType.float32]()
+            comptime for i in range(LOADS):
+                var differences = parts[i] - mean
+                comptime if power == 2:
+                    differences *= differences
+                sum += differences if first + i * WARP_SIZE * FLOATS < k else Part(0)
+        return warp.sum(sum.reduce_add())
+
+    var mean = total[1](0) / Float(k)
+    return SIMD[DType.float32, 2](mean, rsqrt(total[2](mean) / Float(k) + EPSILON))
 
 
 @always_inline
@@ -34,6 +63,7 @@ def tensor_linear_block[
     out: DType,
     //,
     groups: Int,
+    warps: Int,
     has_norm: Bool,
     has_bias: Bool,
     has_residual: Bool,
@@ -51,7 +81,8 @@ def tensor_linear_block[
     n: Int,
     k: Int,
 ):
-    """Compute `OUTPUTS` columns of what `linear_warp` computes, of m <= `groups * ROWS` rows; k is a multiple of `STEP`.
+    """Compute `OUTPUTS` columns of what `linear_warp` computes, of m <= `groups * ROWS` rows; k is a multiple of `STEP`,
+    and with a norm at most `MOST_NORMED`.
 
     x, or its layer norm, is rounded to the type of w.
     """
@@ -59,120 +90,141 @@ def tensor_linear_block[
     comptime Floats = SIMD[DType.float32, CHUNK]
     comptime OfGroups = SIMD[DType.float32, groups]
     comptime rows = groups * ROWS
+    comptime threads = warps * WARP_SIZE
     var thread = Int(thread_idx.x)
     var lane = Int(lane_id())
-    var row = lane // 4  # of each group of x, and of the first eight of w
+    var row = lane // 4  # of each group of x, and of each eight of w
     var part = lane % 4 * CHUNK  # of a step
     var first = Int(block_idx.x) * OUTPUTS
     var begin = thread // WARP_SIZE * STEP  # of the depth, in which the warps take turns
-    comptime stride = WARPS * STEP
+    comptime stride = warps * STEP
 
     @always_inline
     def weights(half: Int, depth: Int) {imm} -> Values:
-        if depth < k:
-            var output = min(first + half * 8 + row, n - 1)
-            return changing(w).unsafe_load[width=CHUNK, alignment=16](output * k + depth + part)
-        return Values(0)
+        """Return the lane's part of an output's weights; behind the end that of the last step, for which x is zero.
 
+        Nothing is done to what has been loaded: a warp that touches it waits until it is there.
+        """
+        var output = min(first + half * 8 + row, n - 1)
+        return changing(w).unsafe_load[width=CHUNK, alignment=16](output * k + min(depth, k - STEP) + part)
+
+    # What no kernel before writes is on its way before the wait.
     var coming = Array[Values, AHEAD * 2](fill=Values(0))
     comptime for a in range(AHEAD):
         comptime for half in range(2):
             coming[2 * a + half] = weights(half, begin + a * stride)
+    var factors = stack_allocation[MOST_NORMED, Float, address_space=AddressSpace.SHARED, alignment=16]()
+    var offsets = stack_allocation[MOST_NORMED, Float, address_space=AddressSpace.SHARED, alignment=16]()
+    comptime if has_norm:
+        comptime for i in range(ceildiv(MOST_NORMED, threads * FLOATS)):
+            var at = (i * threads + thread) * FLOATS
+            if at < k:
+                async_copy[16](changing(norm).unsafe_offset(at), factors.unsafe_offset(at))
+                async_copy[16](changing(norm_bias).unsafe_offset(at), offsets.unsafe_offset(at))
+        async_copy_commit_group()
+    var column = first + thread % OUTPUTS  # of all outputs that the thread will write
+    var added = Float(0)
+    comptime if has_bias:
+        added = changing(bias)[unsafe_offset = min(column, n - 1)]
     comptime if overlaps:
         wait_for_last()
 
-    @always_inline
-    def load(group: Int, depth: Int) {imm} -> Floats:
-        """Return what is there of the lane's row of a group, zeros if there is none."""
-        var row_of_x = group * ROWS + row
-        if row_of_x < m and depth < k:
-            var at = row_of_x * k + depth + part
-            return changing(x).unsafe_load[width=CHUNK, alignment=16](at).cast[DType.float32]()
-        return Floats(0)
+    comptime writes = ceildiv(OUTPUTS * rows, threads)
+    var row_of_y = thread // OUTPUTS
+    var rest = Array[Float, writes](fill=Float(0))
+    comptime if has_residual:
+        comptime for i in range(writes):
+            var r = min(i * (threads // OUTPUTS) + row_of_y, m - 1)
+            rest[i] = changing(residual)[unsafe_offset = r * n + min(column, n - 1)]
 
     var means = OfGroups(0)
     var scales = OfGroups(1)
     comptime if has_norm:
-        var of_warps = stack_allocation[2 * WARPS * rows, Float, address_space=AddressSpace.SHARED]()
+        var of_rows = stack_allocation[rows * 2, Float, address_space=AddressSpace.SHARED, alignment=8]()
+        for of_warp in range(thread // WARP_SIZE, m, warps):
+            var found = mean_and_scale(changing(x).unsafe_offset(of_warp * k), k)
+            if lane == 0:
+                of_rows.unsafe_store(of_warp * 2, found)
+        async_copy_wait_group(0)
+        barrier()
+        comptime for group in range(groups):
+            var found = of_rows.unsafe_load[width=2](min(group * ROWS + row, m - 1) * 2)
+            means[group] = found[0]
+            scales[group] = found[1]
 
-        @always_inline
-        def sums_of_rows[which: Int](of_lane: OfGroups) {imm} -> OfGroups:
-            """Return the sums over all lanes, of all warps, that have parts of these rows."""
-            var sums = OfGroups(0)
-            comptime for group in range(groups):
-                var of_warp = warp.lane_group_sum[num_lanes=4](of_lane[group])
-                if lane % 4 == 0:
-                    var at = (which * WARPS + thread // WARP_SIZE) * rows + group * ROWS + row
-                    of_warps[unsafe_offset=at] = of_warp
-            barrier()
-            comptime for group in range(groups):
-                comptime for i in range(WARPS):
-                    sums[group] += of_warps[unsafe_offset = (which * WARPS + i) * rows + group * ROWS + row]
-            return sums
+    @always_inline
+    def load(group: Int, depth: Int) {imm} -> Floats:
+        """Return the lane's part of its row of a group, normed, and zeros behind the end.
 
-        var totals = OfGroups(0)
-        for depth in range(begin, k, stride):
-            comptime for group in range(groups):
-                totals[group] += load(group, depth).reduce_add()
-        means = sums_of_rows[0](totals) / Float(k)
-        var squares = OfGroups(0)
-        for depth in range(begin, k, stride):
-            comptime for group in range(groups):
-                var difference = load(group, depth) - means[group]
-                squares[group] += (difference * difference).reduce_add()
-        scales = rsqrt(sums_of_rows[1](squares) / Float(k) + EPSILON)
+        Behind the last row it is that row once more: what becomes of it is not written. Without conditions, many loads
+        are on their way at a time.
+        """
+        var at = min(depth, k - STEP) + part
+        var of_row = min(group * ROWS + row, m - 1) * k
+        var xs = changing(x).unsafe_load[width=CHUNK, alignment=16](of_row + at).cast[DType.float32]()
+        comptime if has_norm:
+            xs = ((xs - means[group]) * scales[group]).fma(
+                factors.unsafe_load[width=CHUNK, alignment=16](at),
+                offsets.unsafe_load[width=CHUNK, alignment=16](at),
+            )
+        return xs if depth < k else Floats(0)
 
-    var sums = Array[Sums, 2 * groups](fill=Sums(0))  # two of a group, that do not wait for each other
-    for depths in range(begin, k, AHEAD * stride):
+    comptime pairs = ceildiv(groups, 2)  # of groups, above each other in a product
+    var sums = Array[Sums, pairs * 2](fill=Sums(0))  # two of a pair, of eight outputs each
+
+    @always_inline
+    def multiply[is_last: Bool](depths: Int) {mut coming, mut sums, imm}:
+        """Multiply the steps whose weights have come, and bring those of the next ones."""
         comptime for a in range(AHEAD):
             var depth = depths + a * stride
-            var upper = coming[2 * a]
-            var lower = coming[2 * a + 1]
-            var lefts = Array[Values, 2](fill=Values(0))  # of all groups
-            comptime for i in range(2):
-                var ups = upper.slice[4, offset = 4 * i]()
-                var lows = lower.slice[4, offset = 4 * i]()
-                var near = ups.slice[2]().join(lows.slice[2]())
-                var far = ups.slice[2, offset=2]().join(lows.slice[2, offset=2]())
-                lefts[i] = near.join(far)
-            comptime for half in range(2):
-                coming[2 * a + half] = weights(half, depth + AHEAD * stride)
-            var factors = Floats(0)
-            var offsets = Floats(0)
-            comptime if has_norm:
-                var at = min(depth, k - STEP) + part  # behind the end weights are zero
-                factors = norm.unsafe_load[width=CHUNK, alignment=16](at)
-                offsets = norm_bias.unsafe_load[width=CHUNK, alignment=16](at)
-            comptime for group in range(groups):
-                var xs = load(group, depth)
-                comptime if has_norm:
-                    xs = ((xs - means[group]) * scales[group]).fma(factors, offsets)
-                var rights = xs.cast[type]()
+            comptime for pair in range(pairs):
+                var xs = Array[Values, 2](fill=Values(0))  # of the pair's groups
                 comptime for i in range(2):
-                    add_product(sums[2 * group + i], lefts[i], rights.slice[4, offset = 4 * i]())
+                    comptime group = 2 * pair + i
+                    comptime if group < groups:
+                        xs[i] = load(group, depth).cast[type]()
+                comptime for i in range(2):
+                    var near = xs[0].slice[2, offset = 4 * i]().join(xs[1].slice[2, offset = 4 * i]())
+                    var far = xs[0].slice[2, offset = 4 * i + 2]().join(xs[1].slice[2, offset = 4 * i + 2]())
+                    comptime for half in range(2):
+                        var right = coming[2 * a + half].slice[4, offset = 4 * i]()
+                        add_product(sums[2 * pair + half], near.join(far), right)
+            comptime if not is_last:
+                comptime for half in range(2):
+                    coming[2 * a + half] = weights(half, depth + AHEAD * stride)
 
-    # Of a lane's sums two are of output lane // 4 and two of the one 8 further on, for two rows of a group.
-    var shared = stack_allocation[WARPS * OUTPUTS * rows, Float, address_space=AddressSpace.SHARED]()
-    comptime for group in range(groups):
-        var of_all = sums[2 * group] + sums[2 * group + 1]
-        comptime for i in range(4):
-            var at = (i // 2 * 8 + row) * rows + group * ROWS + lane % 4 * 2 + i % 2
-            shared[unsafe_offset = thread // WARP_SIZE * OUTPUTS * rows + at] = of_all[i]
+    # By code of their own, steps that are all on their way: of a loop's registers some would be moved before it, and the
+    # warp would wait for what they are to hold before it lets the next kernel begin.
+    if k <= AHEAD * stride:
+        multiply[is_last=True](begin)
+    else:
+        comptime if not has_norm:
+            multiply[is_last=False](begin)
+            var depths = begin + AHEAD * stride
+            while depths + AHEAD * stride < k:
+                multiply[is_last=False](depths)
+                depths += AHEAD * stride
+            multiply[is_last=True](depths)
+
+    # Of a lane's sums two are of row lane // 4 of a group and two of that row of the next one, for neighbouring outputs.
+    var shared = stack_allocation[warps * OUTPUTS * rows, Float, address_space=AddressSpace.SHARED]()
+    comptime for pair in range(pairs):
+        comptime for half in range(2):
+            comptime for i in range(4):
+                comptime group = 2 * pair + i // 2
+                comptime if group < groups:
+                    var at = (half * 8 + lane % 4 * 2 + i % 2) * rows + group * ROWS + row
+                    shared[unsafe_offset = thread // WARP_SIZE * OUTPUTS * rows + at] = sums[2 * pair + half][i]
     barrier()
-    for index in range(thread, OUTPUTS * rows, THREADS):
-        var r = index // OUTPUTS
-        var column = first + index % OUTPUTS
+    comptime for i in range(writes):
+        var r = i * (threads // OUTPUTS) + row_of_y
         if r < m and column < n:
-            var value = Float(0)
-            comptime for i in range(WARPS):
-                value += shared[unsafe_offset = (i * OUTPUTS + index % OUTPUTS) * rows + r]
-            comptime if has_bias:
-                value += bias[unsafe_offset=column]
+            var value = added
+            comptime for of_warp in range(warps):
+                value += shared[unsafe_offset = (of_warp * OUTPUTS + column - first) * rows + r]
             comptime if has_gelu:
                 value = gelu[1](value)
-            comptime if has_residual:
-                value += changing(residual)[unsafe_offset = r * n + column]
-            y[unsafe_offset = r * n + column] = value.cast[out]()
+            y[unsafe_offset = r * n + column] = (value + rest[i]).cast[out]()
 
 
 @always_inline
@@ -201,10 +253,12 @@ def tensor_linear_on_gpu[
 ) raises:
     """Launch `tensor_linear_block` for any number of rows, with as many groups as there are.
 
-    Raises if the depth is not a whole number of steps.
+    Raises if the depth is not a whole number of steps, or more of them than are normed.
     """
     if k % STEP != 0:
         raise Error("a linear layer's rows are not a multiple of 32 values")
+    if has_norm and k > MOST_NORMED:
+        raise Error("a layer norm's rows are longer than 1280 values")
     for row in range(0, m, MOST_ROWS):
         var rows = min(MOST_ROWS, m - row)
         var y_ = y.unsafe_offset(row * n)
@@ -215,12 +269,18 @@ def tensor_linear_on_gpu[
         var k_ = Int32(k)
         comptime for groups in [1, 2, MOST_GROUPS]:
             if groups // 2 * ROWS < rows and rows <= groups * ROWS:
+                comptime may_be_deep = not has_norm and groups == 1  # more have not enough registers
+                comptime for twice in range(2 if may_be_deep else 1):
+                    comptime warps = 2 * WARPS if twice else WARPS
+                    if (may_be_deep and k > MOST_NORMED) == Bool(twice):
 
-                def kernel() {var}:
-                    tensor_linear_block[groups, has_norm, has_bias, has_residual, has_gelu, overlaps](
-                        y_, x_, norm, norm_bias, w, bias, residual_, Int(m_), Int(n_), Int(k_)
-                    )
+                        @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(warps * WARP_SIZE)))
+                        def kernel() {var}:
+                            tensor_linear_block[groups, warps, has_norm, has_bias, has_residual, has_gelu, overlaps](
+                                y_, x_, norm, norm_bias, w, bias, residual_, Int(m_), Int(n_), Int(k_)
+                            )
 
-                ctx.enqueue_function(
-                    kernel, grid_dim=ceildiv(n, OUTPUTS), block_dim=THREADS, attributes=early[overlaps]()
-                )
+                        var threads = warps * WARP_SIZE
+                        ctx.enqueue_function(
+                            kernel, grid_dim=ceildiv(n, OUTPUTS), block_dim=threads, attributes=early[overlaps]()
+                        )
