@@ -1,9 +1,8 @@
 """The alignment of words on a GPU: the probability of tokens, and the attention of some heads over a window."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, block_idx, thread_idx
+from max.gpu import block_idx, thread_idx
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, exp
-from std.utils import StaticTuple
 
 from .filtering import MARGIN, TAPS, median, reflected, standardize_columns
 from .gpu_search import LOWEST, THREADS, reduce_block
@@ -109,7 +108,6 @@ def token_probs_on_gpu(
     var n_vocab_ = Int32(n_vocab)
     var n_text_ = Int32(n_text)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         token_probs_block(probs, logits, tokens, Int(n_vocab_), Int(n_text_))
 
@@ -132,7 +130,6 @@ def head_weights_on_gpu(
     var n_frames_ = Int32(n_frames)
     var n_audio_ctx_ = Int32(n_audio_ctx)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         head_weights_block(weights, scores, heads, Int(n_tokens_), Int(n_frames_), Int(n_audio_ctx_))
 
@@ -152,7 +149,6 @@ def standardize_on_gpu(
     var n_tokens_ = Int32(n_tokens)
     var n_frames_ = Int32(n_frames)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         standardize_thread(y, x, Int(n_tokens_), Int(n_frames_))
 
@@ -173,7 +169,6 @@ def add_medians_on_gpu(
     var n_tokens_ = Int32(n_tokens)
     var n_frames_ = Int32(n_frames)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         add_medians_thread(matrix, x, Int(k_), Int(n_tokens_), Int(n_frames_))
 

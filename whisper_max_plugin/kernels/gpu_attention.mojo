@@ -1,9 +1,8 @@
 """Attention of one token on a GPU: to the text so far, and to the audio, whose keys several blocks share."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, block_idx, thread_idx
+from max.gpu import block_idx, thread_idx
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, exp
-from std.utils import StaticTuple
 
 from .gpu_attend import LOWEST, THREADS, attend_block
 from .gpu_overlap import changing, early, wait_for_last
@@ -147,7 +146,6 @@ def self_attention_on_gpu[
     var n_text_ctx_ = Int32(n_text_ctx)
     var n_state_ = Int32(n_state)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         var of_layer = Places[of_kv](Int(width), Int(layer))
         self_attention_block[head_dim](
@@ -182,7 +180,6 @@ def cross_attention_parts[
         comptime for rows in [1, GROUP]:
             if (n_group - first_row == 1) == (rows == 1):
 
-                @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
                 def kernel() {var}:
                     var of_layer = Places[of_kv](Int(width), Int(layer))
                     cross_attention_block[rows, head_dim](
@@ -214,7 +211,6 @@ def merge_parts[
     var n_group_ = Int32(n_group)
     var n_head_ = Int32(n_head)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         merge_block[head_dim](y, parts, Int(n_group_), Int(n_head_), Int(n_parts_))
 

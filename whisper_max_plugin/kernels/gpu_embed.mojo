@@ -1,8 +1,7 @@
 """The embeddings of tokens and positions on a GPU, which a step begins with."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, block_idx, thread_idx
+from max.gpu import block_idx, thread_idx
 from max.gpu.host import DeviceContext
-from std.utils import StaticTuple
 
 from .gpu_overlap import changing, early, wait_for_last
 from .vectors import Float
@@ -51,7 +50,6 @@ def embed_on_gpu[
     """Launch `embed_block`."""
     var n_state_ = Int32(n_state)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         embed_block(x, at, tokens, positions, token_embedding, positional_embedding, Int(n_state_))
 

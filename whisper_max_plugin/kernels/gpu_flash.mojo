@@ -1,12 +1,11 @@
 """Attention of many tokens on a GPU, in float32: a block takes some queries of a head through all keys, tile by tile."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, barrier, block_idx, thread_idx
+from max.gpu import barrier, block_idx, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, exp, rsqrt
 from std.memory import stack_allocation
-from std.utils import StaticTuple
 
 from .gpu_attend import attend_block
 from .vectors import Float
@@ -127,7 +126,6 @@ def flash_on_gpu[
     var n_queries_ = Int32(n_queries)
     var n_keys_ = Int32(n_keys)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         flash_block[head_dim](y, q, keys, values, Int(n_head_), Int(n_queries_), Int(n_keys_))
 
@@ -212,11 +210,9 @@ def causal_attention_on_gpu[
     var n_tokens_ = Int32(n_tokens)
     var n_state_ = Int32(n_state)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def store() {var}:
         store_block(qkv, keys, values, Int(n_before), Int(batch_), Int(n_copies_), Int(n_tokens_), Int(n_state_))
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def attend() {var}:
         causal_block[head_dim](
             y, qkv, keys, values, Int(n_before), Int(batch_), Int(n_copies_), Int(n_tokens_), Int(n_state_)

@@ -3,13 +3,12 @@
 Tensor cores would round float32 to 10 bits of mantissa, and tokens would no longer be upstream's.
 """
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, barrier, block_idx, thread_idx
+from max.gpu import barrier, block_idx, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
 from std.math import ceildiv
 from std.memory import stack_allocation
 from std.sys import size_of
-from std.utils import StaticTuple
 
 from .gemm import Source, quotient
 from .vectors import Float, gelu
@@ -162,7 +161,6 @@ def gemm_on_gpu[
             var length_out = Int32(source.length_out)
             var head_dim = Int32(source.head_dim)
 
-            @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
             def kernel() {var}:
                 gemm_block[taps, side, has_bias, has_gelu, has_residual](
                     y,
@@ -220,7 +218,6 @@ def scores_on_gpu(
     var n_keys_ = Int32(n_keys)
     var head_dim_ = Int32(head_dim)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         scores_block[4](y, q, keys, Int(n_queries_), Int(n_keys_), Int(head_dim_))
 

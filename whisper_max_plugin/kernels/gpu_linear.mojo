@@ -1,12 +1,11 @@
 """Linear layers of few rows on a GPU: a warp reads rows of weights once, as they are stored, for up to eight rows of x."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_idx, lane_id, thread_idx
+from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, rsqrt
 from std.memory import stack_allocation
-from std.utils import StaticTuple
 
 from .gpu_overlap import changing, early, wait_for_last
 from .vectors import EPSILON, Float, gelu
@@ -168,7 +167,6 @@ def linear_on_gpu[
                 var n_ = Int32(n)
                 var k_ = Int32(k)
 
-                @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(WARPS * WARP_SIZE)))
                 def kernel() {var}:
                     linear_warp[rows, outputs, has_norm, has_bias, has_residual, has_gelu, overlaps](
                         y_, x_, norm, norm_bias, w, bias, residual_, Int(m_), Int(n_), Int(k_)

@@ -1,12 +1,11 @@
 """The search over the vocabulary on a GPU: many blocks filter and rank parts of each row, and one block merges them."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_idx, lane_id, thread_idx
+from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, exp, log
 from std.memory import stack_allocation
-from std.utils import StaticTuple
 
 from .gpu_overlap import changing, early, wait_for_last
 from .noise import gumbel
@@ -273,7 +272,6 @@ def search_parts_on_gpu(
     var n_suppressed_ = Int32(n_suppressed)
     var k_ = Int32(k)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         search_part_block(
             totals,
@@ -313,7 +311,6 @@ def search_merge_on_gpu(
     var n_vocab_ = Int32(n_vocab)
     var k_ = Int32(k)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         search_merge_block(
             ids, logprobs, logits, totals, best, tokens, ranges, temperatures, Int(n_vocab_), Int(k_)

@@ -1,12 +1,11 @@
 """Attention of many tokens on the tensor cores of a GPU: a warp takes 16 queries of a head through all keys."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_idx, lane_id, thread_idx
+from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
 from max.gpu.primitives import warp
 from std.math import ceildiv, rsqrt
 from std.sys import llvm_intrinsic
-from std.utils import StaticTuple
 
 from .gpu_tensor import CHUNK, Sums, Tile, add_product
 from .vectors import Float
@@ -164,7 +163,6 @@ def tensor_flash_on_gpu[
     var n_queries_ = Int32(n_queries)
     var n_keys_ = Int32(n_keys)
 
-    @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
     def kernel() {var}:
         tensor_flash_block[head_dim](y, q, keys, values, Int(n_head_), Int(n_queries_), Int(n_keys_))
 

@@ -1,11 +1,10 @@
 """Matrix products of many rows on the tensor cores of a GPU: factors of half width, sums in float32."""
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_idx, lane_id, thread_idx
+from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx
 from max.gpu.host import DeviceContext
 from max.gpu.memory import async_copy_commit_group, async_copy_wait_group
 from std.math import ceildiv
 from std.sys import size_of
-from std.utils import StaticTuple
 
 from .gemm import Source, quotient
 from .gpu_tensor import CHUNK, Sums, Tile, add_product
@@ -189,7 +188,6 @@ def tensor_gemm_on_gpu[
             var length_out = Int32(source.length_out)
             var head_dim = Int32(source.head_dim)
 
-            @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
             def kernel() {var}:
                 tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual](
                     y,
