@@ -59,7 +59,13 @@ class _Bar:
 
 
 class Seconds(tqdm):
-    """A bar whose format may name `speed`, seconds of audio per second, and above which others may print."""
+    """A bar whose format may name `speed`, seconds of audio per second, and above which others may print.
+
+    There is none where there is no stderr, as with a daemon.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(disable=sys.stderr is None, **settings)
 
     def print_above(self, text: str, stream: TextIO) -> None:
         """Write whole lines to a stream on the terminal that shows the bar, too."""
@@ -92,7 +98,7 @@ class _Above(io.TextIOBase):
 @contextmanager
 def _printing_above(bar: _Bar) -> Iterator[None]:
     """Keep what upstream prints and the bar apart where both go to a terminal."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr)):
         yield
         return
     with redirect_stdout(_Above(sys.stdout, bar)):

@@ -56,6 +56,9 @@ def log_mel_spectrogram(
     if not isinstance(samples, Tensor) or samples.dtype != torch.float32:
         return original(loaded, n_mels, padding, device)  # its error
     is_recording = device is None and _is_recording(samples)
+    if runtime is not None and (reason := runtime.why_unbound()) is not None:
+        REPORT.fallback(f"the spectrogram, for a model with {reason}")
+        runtime = None
     if runtime is not None and is_recording and n_mels == runtime.dims.n_mels:
         if samples.shape[0] + padding > N_FFT // 2 and (mel := runtime.engine().log_mel(samples, padding)) is not None:
             return mel

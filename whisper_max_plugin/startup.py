@@ -103,6 +103,8 @@ def _parse_backend(parser: argparse.ArgumentParser, namespace: Any) -> argparse.
         help=f"what the model runs on: {known} (default: WHISPER_BACKEND, else {backends.DEFAULT})",
     )
     whisper_command.add_options(parser)
+    flags = {"--backend", *(option.flag for option in whisper_command.OPTIONS)}
+    whisper_command.prefer_upstreams_abbreviations(parser, flags)
     if namespace is None and any(action.dest == "device" for action in parser._actions):
         # upstream's default is what torch sees; None is what `load_model` takes for the backend's own choice
         namespace = argparse.Namespace(device=None)

@@ -187,6 +187,7 @@ class _Captured(io.TextIOBase):
 
 @contextlib.contextmanager
 def _captured() -> Iterator[_Captured]:
-    captured = _Captured(sys.stdout)
+    # a daemon may have no stdout, and upstream prints to none then
+    captured = _Captured(io.StringIO() if sys.stdout is None else sys.stdout)
     with contextlib.redirect_stdout(captured):
         yield captured

@@ -7,7 +7,7 @@ make of `transcribe`, one after the other in the order of the list.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for option in OPTIONS:
         settings = {**option.settings, "help": f"{option.settings['help']} (with --backend {BACKEND})"}
         parser.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
+
+
+def prefer_upstreams_abbreviations(parser: argparse.ArgumentParser, flags: Collection[str]) -> None:
+    """Let an abbreviation mean what it means to upstream's command, as if it had none of the options `flags`.
+
+    argparse would call ``--v`` ambiguous between ``--verbose`` and ``--vad``.
+    """
+    find = parser._get_option_tuples
+
+    def find_upstreams(text: str) -> Any:
+        found = find(text)
+        return [each for each in found if each[1] not in flags] or found
+
+    vars(parser)["_get_option_tuples"] = find_upstreams
 
 
 def take_options(arguments: argparse.Namespace) -> list[tuple[Option, Any]]:

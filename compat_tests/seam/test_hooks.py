@@ -57,6 +57,28 @@ def assert_same_calls(ours: list[tuple[Any, Any]], theirs: list[tuple[Any, Any]]
                 assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3}, {"prompt": "hello there"}], ids=str)
+def test_hooks_on_the_decoder_see_all_of_the_first_pass(nano: Pair, mel: Tensor, options: dict[str, Any]) -> None:
+    """Others read the probabilities of a prompt there."""
+    seen: dict[Whisper, list[Any]] = {nano.max: [], nano.torch: []}
+    results = []
+    for model, calls in seen.items():
+
+        def see(_: Any, ins: Any, kwargs: Any, out: Any, calls: list[Any] = calls) -> None:
+            calls.append((ins[0], sorted(kwargs), out.clone()))  # which filters write to
+
+        hook = model.decoder.register_forward_hook(see, with_kwargs=True)
+        results.append(model.decode(mel[0], fp16=False, language="en", sample_len=4, **options))
+        hook.remove()
+    ours, theirs = seen.values()
+    assert results[0].tokens == results[1].tokens
+    assert len(ours) == len(theirs) > 1
+    for (tokens, kwargs, logits), (expected_tokens, expected_kwargs, expected_logits) in zip(ours, theirs, strict=True):
+        assert torch.equal(tokens, expected_tokens)
+        assert kwargs == expected_kwargs
+        assert_close(logits, expected_logits)
+
+
 @pytest.mark.parametrize("context", [without_sdpa, nullcontext])
 @pytest.mark.parametrize("n_sequences", [1, 3])
 def test_hooks_on_cross_attention_get_what_upstreams_get(

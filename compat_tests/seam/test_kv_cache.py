@@ -139,6 +139,27 @@ def test_a_cache_can_be_branched(nano: Pair, features: Tensor) -> None:
         assert_close(actual, expected)
 
 
+def test_what_a_dict_can_do(nano: Pair, features: Tensor) -> None:
+    orders = []
+    for model in (nano.max, nano.torch):
+        *_, cache = with_cache(model, [TOKENS[:, :6]], features)
+        names = {module: name for name, module in model.named_modules()}
+        orders.append([names[module] for module in cache])
+    ours, theirs = orders
+    assert ours == theirs
+
+    cache, hooks = nano.max.install_kv_cache_hooks()
+    expected = nano.max.decoder(TOKENS[:, :6], features, kv_cache=cache)
+    kept = cache.copy()
+    assert type(kept) is type(cache | {}) is dict
+    nano.max.decoder(TOKENS[:, 6:7], features, kv_cache=cache)
+    cache |= kept
+    assert next(iter(cache.values())).shape[1] == 6
+    with hooks[0]:
+        assert torch.get_num_threads() == 1
+    assert_close(nano.max.decoder(TOKENS[:, :6], features), expected)
+
+
 def test_entries_of_different_lengths_are_refused(nano: Pair, features: Tensor) -> None:
     *_, cache = with_cache(nano.max, [TOKENS[:, :4]], features)
     cache[nano.max.decoder.blocks[0].attn.key] = cache[nano.max.decoder.blocks[0].attn.key][:, :2]

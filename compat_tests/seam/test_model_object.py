@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from whisper.model import Whisper
 
 import whisper_max_plugin
-from whisper_max_plugin.errors import CheckpointError
 
-from ..compare import assert_close, relative_error
+from ..compare import assert_close, assert_same_result, relative_error
 from ..conftest import Pair, load_pair, random_checkpoint
-from ..data import NANO
+from ..data import NANO, SAMPLE
 from ..errors import assert_one_sentence, assert_same_error, error_of
 
 TOKENS = torch.tensor([[50258, 50259, 50359, 50364, 440, 1331]])
@@ -220,18 +219,32 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("parent", "child"), [("decoder.blocks.0.mlp", "0"), ("encoder.blocks.1.attn", "query"), ("encoder", "conv2")]
 )
-@pytest.mark.falls_back  # the part with the wrapped module; the other part then finds that tensors are missing
-def test_a_wrapped_module_is_refused_by_the_names_of_its_tensors(pair: Pair, parent: str, child: str) -> None:
-    pair.max(MEL, TOKENS)
-    holder = pair.max.get_submodule(parent)
-    original = getattr(holder, child)
-    setattr(holder, child, Wrapped(original))
-    with pytest.raises(CheckpointError) as error:
-        pair.max(MEL, TOKENS)
-    assert_one_sentence(error.value, f"missing {parent}.{child}.weight", f"unused {parent}.{child}.inner.weight")
-
-    setattr(holder, child, original)
+@pytest.mark.falls_back
+def test_a_model_with_a_wrapped_module_runs_on_torch_and_says_why(pair: Pair, parent: str, child: str) -> None:
+    holders = {model: model.get_submodule(parent) for model in (pair.max, pair.torch)}
+    originals = {model: getattr(holder, child) for model, holder in holders.items()}
+    for model, holder in holders.items():
+        setattr(holder, child, Wrapped(originals[model]))
+    before = whisper_max_plugin.status()["fallbacks"]
     assert_same_passes(pair.max, pair.torch)
+    results = [model.transcribe(str(SAMPLE), language="en", temperature=0.0) for model in (pair.max, pair.torch)]
+    assert_same_result(*results)
+    reasons = whisper_max_plugin.status()["fallbacks"].keys() - before.keys()
+    for reason in reasons:
+        assert "parameters that are not Whisper's any more: " in reason
+        assert f"missing {parent}.{child}.weight" in reason or f"missing {parent}.{child}.bias" in reason
+
+    for model, holder in holders.items():
+        setattr(holder, child, originals[model])
+    assert_same_passes(pair.max, pair.torch)
+
+
+def test_a_decoder_of_upstreams_in_the_place_of_its_own(pair: Pair, nano: Pair) -> None:
+    pair.max.decoder = copy.deepcopy(pair.torch.decoder)
+    assert pair.max.device == pair.torch.device
+    assert_same_passes(pair.max, pair.torch)
+    results = [model.transcribe(str(SAMPLE), language="en", temperature=0.0) for model in (pair.max, pair.torch)]
+    assert_same_result(*results)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from whisper_max_plugin.cli import transcribe
 
 from ..commands.fixtures import Command, command
 from ..compare import skip_unless_upstream_knows
-from ..data import NANO
+from ..data import NANO, SAMPLE
 from ..seam.activation_fixtures import switched_off
 from ..voice_activity.fixtures import needs_silero
 from .many_fixtures import files, greedy, recordings
@@ -140,3 +141,26 @@ def test_a_size_that_cannot_be_meant(
         greedy(files[0], "--batch_size", size)
     assert ended.value.code == status
     assert "--batch_size" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+@pytest.mark.parametrize("options", [["--progress"], ["--batch_size", "2"]], ids=lambda options: options[0])
+def test_a_daemon_without_stdout_or_stderr_gets_its_files(options: list[str], closed: str, tmp_path: Path) -> None:
+    whisper = [sys.executable, "-m", "whisper_max_plugin.cli", "transcribe", str(SAMPLE), "--model", str(NANO)]
+    words = shlex.join([*whisper, "--output_dir", str(tmp_path), "--output_format", "txt", *options])
+    done = subprocess.run(["bash", "-c", f"{words} {closed}"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0
+    assert "Skipping" not in done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["sample.txt"]
+
+
+def test_an_abbreviation_means_what_it_means_to_upstream(
+    greedy: Command, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `--verbose` there is a beginning that `--vad` has as well."""
+    plain = greedy(files[0], "--verbose", "False")
+    capsys.readouterr()
+    assert greedy(files[0], "--v", "False", "--prepend", "x") == plain
+    assert "-->" not in capsys.readouterr().out
+    assert greedy(files[0], "--prog") == plain  # of ours alone
+    assert "100%" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import statistics
 import sys
 import threading
 import time
@@ -208,9 +209,9 @@ def _compiler_lock(path: Path) -> Iterator[bool]:
 
 
 def _expected_seconds(folder: Path, device: str) -> float:
-    """How long a compilation for this kind of device took here at most, else what is typical.
+    """How long a compilation for this kind of device took here as a rule, else what is typical.
 
-    Others were shorter because MAX's own cache had kernels that they share.
+    Some were shorter because MAX's own cache had kernels that they share, some longer because others were at work.
     """
     seconds: list[float] = []
     for path in folder.glob("*.json"):
@@ -218,7 +219,7 @@ def _expected_seconds(folder: Path, device: str) -> float:
             manifest = json.loads(path.read_text())
             if manifest["device"] == device:
                 seconds.append(float(manifest["compile_seconds"]))
-    return max(seconds, default=TYPICAL_COMPILE_SECONDS)
+    return statistics.median(seconds) if seconds else TYPICAL_COMPILE_SECONDS
 
 
 @contextlib.contextmanager

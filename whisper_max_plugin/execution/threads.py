@@ -42,6 +42,12 @@ class OneTorchThread:
         """Give torch its threads back."""
         self._lift()
 
+    def __enter__(self) -> OneTorchThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
 
 def _limit_this_thread(outside: int) -> None:
     # torch sets two numbers: the calling thread's, and the one that later threads start with and keep. For those

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+import whisper.decoding
 from torch import Tensor
-from whisper.decoding import BeamSearchDecoder, DecodingOptions, DecodingResult, DecodingTask, Inference
+from whisper.decoding import (
+    BeamSearchDecoder,
+    DecodingOptions,
+    DecodingResult,
+    DecodingTask,
+    Inference,
+    PyTorchInference,
+)
 from whisper.model import Whisper
 
+from whisper_max_plugin import patches
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.execution.threads import one_torch_thread
+from whisper_max_plugin.inference.hooks import has_hooks
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.lockstep import current, giving_way
 from whisper_max_plugin.inference.modules import MaxTextDecoder
+from whisper_max_plugin.inference.runtime import Runtime
 from whisper_max_plugin.inference.search import Rules, Search
+
+_MIRRORED = "__init__", "logits", "rearrange_kv_cache", "cleanup_caching"  # of PyTorchInference
+_upstreams_decode = inspect.unwrap(whisper.decoding.decode)
 
 
 class PrefillLogits:
@@ -83,7 +98,11 @@ class MaxInference(Inference):
         with self.runtime.passes:  # while no other thread's word alignment has hooks on the modules
             return self._first_logits(tokens, audio_features)
 
-    def _first_logits(self, tokens: Tensor, audio_features: Tensor) -> PrefillLogits:
+    def _first_logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
+        if has_hooks(self.decoder, ()):  # which are to see what upstream's see
+            self.kv_cache = KVCache(self.decoder, self.runtime)
+            all_logits: Tensor = self.decoder(tokens, audio_features, kv_cache=self.kv_cache)
+            return all_logits
         # hooks see every sequence; and groups of several windows are an error, which is upstream's to raise
         alone = self.decoder.is_observed() or audio_features.shape[0] > 1
         self.kv_cache = KVCache(self.decoder, self.runtime, n_copies=1 if alone else self.n_group)
@@ -159,6 +178,14 @@ class MaxDecodingTask(DecodingTask):
             return search.tokens.to(tokens.device), search.sum_logprobs.to(audio_features.device), no_speech_probs
 
 
+def _is_upstreams() -> bool:
+    """Tell whether what `MaxDecodingTask` and `MaxInference` stand for is upstream's code still."""
+    mirrored = DecodingTask._main_loop, *(getattr(PyTorchInference, name) for name in _MIRRORED)
+    return whisper.decoding.DecodingTask is DecodingTask and all(
+        patches.is_defined_in(function, whisper.decoding) for function in mirrored
+    )
+
+
 @torch.no_grad()
 def decode(
     model: Whisper,
@@ -185,11 +212,14 @@ def decode(
     result: Union[DecodingResult, List[DecodingResult]]
         The result(s) of decoding contained in `DecodingResult` dataclass instance(s)
     """
+    runtime: Runtime | None = getattr(model.decoder, "runtime", None)
+    if runtime is None or runtime.why_unbound() is not None or not _is_upstreams():
+        result: DecodingResult | list[DecodingResult] = _upstreams_decode(model, mel, options, **kwargs)
+        return result
     if single := mel.ndim == 2:
         mel = mel.unsqueeze(0)
     if kwargs:
         options = replace(options, **kwargs)
-    runtime = model.decoder.runtime
     lockstep = current(runtime)
     with nullcontext() if lockstep is None else lockstep.decoding():
         results: list[DecodingResult] = giving_way(runtime, lambda: MaxDecodingTask(model, options).run(mel))

@@ -5,24 +5,48 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch.nn.functional as F
+import torch.nn.modules.module
 import whisper.model
 from torch import Tensor, nn
-from whisper.model import MultiHeadAttention
+from whisper.model import (
+    AudioEncoder,
+    Conv1d,
+    LayerNorm,
+    Linear,
+    MultiHeadAttention,
+    ResidualAttentionBlock,
+    TextDecoder,
+)
 
+from whisper_max_plugin import patches
 from whisper_max_plugin.graphs.layers import LAYER_NORM_EPS
 
 # what upstream builds encoder and decoder from; graphs compute these, with their default settings
 _UPSTREAMS_MODULES = {
-    whisper.model.ResidualAttentionBlock,
+    ResidualAttentionBlock,
     MultiHeadAttention,
-    whisper.model.LayerNorm,
-    whisper.model.Linear,
-    whisper.model.Conv1d,
+    LayerNorm,
+    Linear,
+    Conv1d,
     nn.Embedding,
     nn.GELU,
     nn.Sequential,
     nn.ModuleList,
 }
+
+# upstream's code that graphs stand for
+_MIRRORED = (
+    (AudioEncoder, "forward"),
+    (TextDecoder, "forward"),
+    (ResidualAttentionBlock, "forward"),
+    (MultiHeadAttention, "forward"),
+    (MultiHeadAttention, "qkv_attention"),
+    (LayerNorm, "forward"),
+    (Linear, "forward"),
+    (Conv1d, "_conv_forward"),
+)
+_CONVOLUTION = {"padding_mode": "zeros", "padding": (1,), "dilation": (1,), "groups": 1}
 
 
 def run_forward_hooks(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, **kwargs: Any) -> None:
@@ -51,14 +75,26 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def why_foreign(root: nn.Module, part: str, observed: Collection[nn.Module]) -> str | None:
-    """Say which modules inside `root` a graph would not do justice to; None if there are none.
+def why_foreign(root: nn.Module, part: str, observed: Collection[nn.Module], n_head: int) -> str | None:
+    """Say what in `root`, or in upstream's code, a graph would not do justice to; None if there is nothing.
 
     These are modules with hooks, except forward hooks on the `observed` ones, which are run; modules of another class
-    than upstream's; and modules with a `forward` or a setting of their own. Hooks on `root` run in any case.
+    than upstream's; modules with a `forward` or a setting of their own, such as another `n_head`; hooks on all modules
+    of the process; and what somebody has put in the place of upstream's code. Hooks on `root` run in any case.
     """
+    if has_global_hooks():
+        return "hooks on all modules, which graphs do not run"
+    replaced = [
+        f"{cls.__name__}.{name}"
+        for cls, name in _MIRRORED
+        if not patches.is_defined_in(getattr(cls, name), whisper.model)
+    ]
+    if getattr(whisper.model, "scaled_dot_product_attention", None) not in (None, F.scaled_dot_product_attention):
+        replaced.append("scaled_dot_product_attention")
+    if replaced:
+        return f"code of whisper.model that was replaced: {', '.join(replaced)}"
     inside = [(name, module) for name, module in root.named_modules() if module is not root]
-    names = [name for name, module in inside if has_hooks(module, observed) or _is_changed(module)]
+    names = [name for name, module in inside if has_hooks(module, observed) or _is_changed(name, module, n_head)]
     # one of each kind: "blocks.*.attn" for all of them
     kinds = {".".join("*" if word.isdigit() else word for word in name.split(".")) for name in names}
     if not kinds:
@@ -76,10 +112,20 @@ def has_hooks(module: nn.Module, observed: Collection[nn.Module]) -> bool:
     )
 
 
-def _is_changed(module: nn.Module) -> bool:
+def has_global_hooks() -> bool:
+    """Tell whether there are hooks on all modules of the process."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def _is_changed(name: str, module: nn.Module, n_head: int) -> bool:
+    if isinstance(module, nn.Conv1d):
+        settings = {**_CONVOLUTION, "stride": (2,) if name == "conv2" else (1,)}
+        if any(getattr(module, setting) != value for setting, value in settings.items()):
+            return True
     return (
         type(module) not in _UPSTREAMS_MODULES
         or "forward" in vars(module)
+        or (isinstance(module, MultiHeadAttention) and module.n_head != n_head)
         or (isinstance(module, nn.LayerNorm) and module.eps != LAYER_NORM_EPS)
         or (isinstance(module, nn.GELU) and module.approximate != "none")
     )

@@ -266,11 +266,23 @@ class KVCache(MutableMapping[nn.Module, Tensor]):
         raise TypeError("single entries of an accelerated model's kv_cache cannot be deleted; clear() it instead")
 
     def __iter__(self) -> Iterator[nn.Module]:
-        yield from self._storage
-        yield from self._cross
+        for i in range(0, len(self._self_modules), 2):  # layer by layer, as upstream's passes fill it
+            yield from (module for module in self._self_modules[i : i + 2] if module in self._storage)
+            yield from (module for module in self._cross_modules[i : i + 2] if module in self._cross)
 
     def __len__(self) -> int:
         return len(self._storage) + len(self._cross)
+
+    def copy(self) -> dict[nn.Module, Tensor]:
+        """Return the entries as they are now, in a dict; `update` brings them back."""
+        return dict(self)
+
+    def __or__(self, other: Mapping[nn.Module, Tensor]) -> dict[nn.Module, Tensor]:
+        return {**self, **other}
+
+    def __ior__(self, other: Mapping[nn.Module, Tensor]) -> KVCache:
+        self.update(other)
+        return self
 
 
 def _own_rows(batch: int, n_text_ctx: int) -> npt.NDArray[np.int32]:

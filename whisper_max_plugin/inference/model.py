@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 import torch
+import whisper.decoding
 from torch import Tensor, nn
+from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
+from whisper_max_plugin import patches
 from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.threads import OneTorchThread
 from whisper_max_plugin.graphs import Types
@@ -24,7 +29,14 @@ class MaxWhisper(Whisper):
     parameters to the graphs when it first runs.
     """
 
-    decode = decode_function
+    @functools.wraps(decode_function)
+    def decode(self, *arguments: Any, **options: Any) -> DecodingResult | list[DecodingResult]:
+        """Decode as upstream's method does, or as what somebody has put in its place."""
+        wrapper = Whisper.decode  # which is `torch.no_grad`'s
+        inside = getattr(wrapper, "__wrapped__", wrapper)
+        if patches.is_defined_in(wrapper, torch.utils._contextlib) and patches.is_defined_in(inside, whisper.decoding):
+            return decode_function(self, *arguments, **options)
+        return super().decode(*arguments, **options)
 
     @property
     def device(self) -> torch.device:
@@ -34,12 +46,13 @@ class MaxWhisper(Whisper):
         "cpu", and the graphs of a GPU do not.
         """
         device: torch.device = super().device
-        half = self.decoder.runtime.device.computes_in_half
+        runtime: Runtime | None = getattr(self.decoder, "runtime", None)  # a decoder of upstream's may be in its place
+        half = runtime is not None and runtime.device.computes_in_half
         return torch.device("cpu", 0) if half and device == torch.device("cpu") else device
 
     def install_kv_cache_hooks(
         self, cache: Mapping[nn.Module, Tensor] | None = None
-    ) -> tuple[KVCache, list[OneTorchThread]]:
+    ) -> tuple[MutableMapping[nn.Module, Tensor], list[Any]]:
         """
         The `MultiHeadAttention` module optionally accepts `kv_cache` which stores the key and value
         tensors calculated for the previous positions. This method returns a dictionary that stores
@@ -56,8 +69,12 @@ class MaxWhisper(Whisper):
         Notes
         -----
         The dictionary is a `KVCache`, which the decoder's graph extends by itself, so that no hooks are necessary.
-        What is to be removed in their place, after decoding, is the limit of torch to one thread.
+        What is to be removed in their place, after decoding, is the limit of torch to one thread. A decoder whose
+        passes cannot run on graphs at all gets upstream's dictionary and hooks.
         """
+        if not isinstance(self.decoder, MaxTextDecoder) or self.decoder.runtime.why_unbound() is not None:
+            cache_and_hooks: tuple[dict[nn.Module, Tensor], list[Any]] = super().install_kv_cache_hooks(cache)
+            return cache_and_hooks
         return KVCache(self.decoder, self.decoder.runtime, cache), [OneTorchThread()]
 
 

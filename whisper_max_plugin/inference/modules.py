@@ -17,7 +17,7 @@ from whisper_max_plugin.execution.session import refuse_after_fork
 from whisper_max_plugin.execution.step_inputs import SearchInputs
 from whisper_max_plugin.execution.threads import all_torch_threads, copied
 from whisper_max_plugin.inference.backward import without_backward
-from whisper_max_plugin.inference.hooks import has_hooks, run_forward_hooks, why_foreign
+from whisper_max_plugin.inference.hooks import has_global_hooks, has_hooks, run_forward_hooks, why_foreign
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.lockstep import giving_way
 from whisper_max_plugin.inference.runtime import Runtime
@@ -48,17 +48,22 @@ class MaxAudioEncoder(AudioEncoder):
     def _forward(self, x: Tensor) -> Tensor:
         dims = self.runtime.dims
         if x.shape[1:] != (dims.n_mels, 2 * dims.n_audio_ctx) or x.shape[0] == 0 or not x.is_floating_point():
-            return _upstreams_error(super().forward, x)
+            return _upstreams_error(self._forward_torch, x)
         mel = _to_host(x)
         if not np.isfinite(mel.numpy()).all():  # not by torch, see `copied`
             raise ValueError("the mel spectrogram holds NaN or infinite values: check the audio samples")
-        if (reason := why_foreign(self, "encoder", {self.conv1})) is not None:
+        reason = self.runtime.why_unbound() or why_foreign(self, "encoder", {self.conv1}, dims.n_audio_head)
+        if reason is not None:
             REPORT.fallback(reason)
-            return super().forward(x)
+            return self._forward_torch(x)
         if self.conv1._forward_hooks:
             run_forward_hooks("encoder.conv1", self.conv1, (x,), self.conv1.forward(x))
         features = giving_way(self.runtime, lambda: self.runtime.encode(mel, x.dtype))
         return without_backward(features.to(x.device, x.dtype), x, self)
+
+    def _forward_torch(self, x: Tensor) -> Tensor:
+        """Upstream's forward pass."""
+        return super().forward(x)
 
 
 class MaxTextDecoder(TextDecoder):
@@ -230,16 +235,19 @@ class MaxTextDecoder(TextDecoder):
 
     def _unsupported(self, kv_cache: Mapping[nn.Module, Tensor] | None) -> str | None:
         """Return why graphs cannot serve this call, or None."""
-        if kv_cache and not isinstance(kv_cache, KVCache):
-            return "a kv_cache that this model's install_kv_cache_hooks did not make"
         observed = self._observed()
         checked = kv_cache.checked_modules if isinstance(kv_cache, KVCache) else []
-        if checked and not any(has_hooks(module, observed) for module in checked):
+        if checked and not has_global_hooks() and not any(has_hooks(module, observed) for module in checked):
             return None  # a step behind a pass that looked at everything; only hooks may have come since
-        reason = why_foreign(self, "decoder", observed)
-        if reason is None and isinstance(kv_cache, KVCache):
+        dims = self.runtime.dims
+        reason = self.runtime.why_unbound() or why_foreign(self, "decoder", observed, dims.n_text_head)
+        if reason is not None:
+            return reason
+        if isinstance(kv_cache, KVCache):
             kv_cache.checked_modules = list(self.modules())[1:]
-        return reason
+        elif kv_cache:
+            return "a kv_cache that this model's install_kv_cache_hooks did not make"
+        return None
 
     def _run_cross_attention_hooks(
         self, output: DecoderOutput, xa: Tensor, cache: KVCache, engine: Engine, cross_kv: CrossKV

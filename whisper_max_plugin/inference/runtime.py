@@ -16,7 +16,8 @@ import torch
 from max.driver import Buffer
 from torch import Tensor, nn
 
-from whisper_max_plugin.errors import DeviceError
+from whisper_max_plugin.checkpoints.checkpoint import check_state
+from whisper_max_plugin.errors import CheckpointError, DeviceError
 from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.engine import CrossKV, Engine
 from whisper_max_plugin.execution.threads import copied, one_torch_thread
@@ -103,6 +104,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._engines: dict[str, Engine] = {}  # by their precision
         self._fingerprint: Fingerprint | None = None
+        self._mismatch: str | None = None  # between the parameters it was taken of and those of the dimensions
         self._window = _Window()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,18 +144,36 @@ class Runtime:
         """
         return self.giving_way(lambda: self._engine(dtype))
 
+    def why_unbound(self) -> str | None:
+        """Return why graphs cannot have the model's parameters as they are now, by name or shape; None if they can."""
+        with self._lock:
+            self._look()
+            return None if self._mismatch is None else f"parameters that are not Whisper's any more: {self._mismatch}"
+
+    def _look(self) -> None:
+        """Look at the parameters, and let go of engines that are bound to others."""
+        if self._fingerprint is not None and self._fingerprint.fits():
+            return
+        self._let_go()
+        self._fingerprint, self._mismatch = Fingerprint(self._modules.values()), None
+        try:
+            check_state(self.dims, self._state(), source="the model")
+        except CheckpointError as error:
+            self._mismatch = str(error)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            f"{part}.{name}": tensor
+            for part, module in self._modules.items()
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
+
     def _engine(self, dtype: torch.dtype) -> Engine:
         with self._lock:
-            if self._fingerprint is None or not self._fingerprint.fits():
-                self._let_go()
-                self._fingerprint = Fingerprint(self._modules.values())
+            self._look()
             precision = self.precision or self._precision_of(dtype)
             if precision not in self._engines:
-                state = {
-                    f"{part}.{name}": tensor
-                    for part, module in self._modules.items()
-                    for name, tensor in module.state_dict(keep_vars=True).items()
-                }
+                state = self._state()
                 if self.verify is not None:
                     self.verify(types_for(state, precision, self.device))
                 self._engines[precision] = Engine(self.dims, state, self.device, precision)
