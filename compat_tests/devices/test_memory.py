@@ -1,4 +1,4 @@
-"""Memory of a device: how much of it MAX takes, when the host waits for it, and when it is given back."""
+"""Memory of a device: how much of it MAX takes, and when it is given back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import gc
 import os
 import weakref
 from collections.abc import Iterator
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from whisper_max_plugin.execution import devices
-from whisper_max_plugin.execution.devices import PART_OF_FREE_MEMORY, Device, Mirrors
+from whisper_max_plugin.execution.devices import PART_OF_FREE_MEMORY
 from whisper_max_plugin.execution.engine import Engine
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 
@@ -26,36 +24,6 @@ def test_others_are_left_memory_of_a_gpu(users: dict[str, str], taken: str, monk
     monkeypatch.setattr(os, "environ", users)
     monkeypatch.setattr(devices, "Accelerator", lambda index: os.environ[PART_OF_FREE_MEMORY])
     assert devices._open.__wrapped__(0) == taken
-
-
-class Waited(Device):
-    """A device with memory of its own, which counts how often the host waits for it."""
-
-    n_waits = 0
-
-    @property
-    def driver(self) -> SimpleNamespace:
-        return SimpleNamespace(synchronize=self.wait)
-
-    def wait(self) -> None:
-        type(self).n_waits += 1
-
-    def empty(self, *arguments: object) -> devices.Buffer:
-        return ELSEWHERE.empty(*arguments)
-
-
-def test_the_host_waits_for_what_it_lets_go_of_and_not_for_what_it_keeps() -> None:
-    device = Waited("cpu", shares_memory=False)
-    buffer = device.put(torch.ones(4))
-    assert Waited.n_waits == 1
-    device.write(buffer, torch.zeros(4))
-    assert Waited.n_waits == 2
-    mirrors = Mirrors(device, np.zeros(4, dtype=np.int64))
-    n_waits = Waited.n_waits
-    mirrors.each[0].array[:] = 5
-    mirrors.push()
-    assert Waited.n_waits == n_waits
-    assert mirrors.each[0].buffer.to_numpy().tolist() == [5] * 4
 
 
 @pytest.fixture

@@ -96,16 +96,11 @@ class Device:
         """Write a host tensor to a contiguous buffer of the device."""
         self.copy([target], [Buffer.from_dlpack(tensor.contiguous())])
 
-    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer], *, wait: bool = True) -> None:
-        """Copy buffers of the host to buffers of the device.
-
-        MAX copies later, and does not keep what it copies from: who does not `wait` keeps it, and as it is, until what
-        comes behind the copies has been waited for.
-        """
+    def copy(self, targets: Sequence[Buffer], sources: Sequence[Buffer]) -> None:
+        """Copy buffers of the host to buffers of the device, and wait until they are there."""
         with self.at_work():
             batch_inplace_copy(targets, sources)
-            if wait:
-                self.driver.synchronize()
+            self.driver.synchronize()  # MAX copies later, and does not keep what it copies from
 
     def get(self, buffer: Buffer) -> Tensor:
         """Return a buffer of the device on the host; where memory is shared, the same memory."""
@@ -170,8 +165,7 @@ class Mirror:
 class Mirrors:
     """Arrays on the host and buffers on the device, which take each other's values when they are told to.
 
-    Arrays that were pushed are not to be written to before something behind it was pulled. They lie in one piece of
-    memory, here and there, since on the way to a device and back calls take time, not bytes.
+    They lie in one piece of memory, here and there, since on the way to a device and back calls take time, not bytes.
 
     Parameters
     ----------
@@ -214,11 +208,10 @@ class Mirrors:
 
 
 def push_all(every: Sequence[Mirrors]) -> None:
-    """Bring the arrays of several `Mirrors`, which are of one device, there."""
+    """Bring the arrays of several `Mirrors`, which are of one device, there, and wait for it once."""
     device = every[0]._device
     if not device.shares_memory:
-        there = [mirrors._there for mirrors in every]
-        device.copy(there, [Buffer.from_dlpack(mirrors._here) for mirrors in every], wait=False)
+        device.copy([mirrors._there for mirrors in every], [Buffer.from_dlpack(mirrors._here) for mirrors in every])
 
 
 def find(name: str | int | torch.device | None) -> Device:
