@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import whisper
-from max.engine import InferenceSession, Model
 
 from whisper_max_plugin import loading, startup, transcribe_many, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
@@ -25,14 +24,14 @@ from whisper_max_plugin.execution.devices import HOST, Device, Mirrors
 from whisper_max_plugin.execution.engine import check_sizes
 from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind
 from whisper_max_plugin.inference.kv_cache import KVCache
-from whisper_max_plugin.inference.model import MaxWhisper, accelerate
+from whisper_max_plugin.inference.model import MaxWhisper
 
 from ..compare import assert_same_result
 from ..conftest import Pair
 from ..data import NANO, SAMPLE_LONG
 from ..errors import assert_one_sentence, error_of
 from .cuda_stand_in import with_cuda
-from .fixtures import ELSEWHERE, HALF, elsewhere, transcripts, upstreams_nano
+from .fixtures import ELSEWHERE, HALF, elsewhere, transcripts
 
 __all__ = ["elsewhere", "with_cuda"]  # fixtures, found by name
 
@@ -187,45 +186,6 @@ def test_a_gpu_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(lambda: Device("cuda:0", shares_memory=False).driver)
     assert isinstance(error, DeviceError)
     assert_one_sentence(error, "cuda:0", "Required: driver version >= 570; update", 'device="cpu"')
-
-
-@pytest.mark.parametrize("kind", [ValueError, RuntimeError])  # MAX's, of allocations and of recordings
-def test_memory_of_a_gpu_that_is_full(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise kind("device driver memAlloc failed: CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)\n")
-
-    monkeypatch.setattr(devices, "Buffer", fail)
-    error = error_of(lambda: ELSEWHERE.empty([4]))
-    assert isinstance(error, DeviceError)
-    assert_one_sentence(error, "is full", "a smaller model", 'device="cpu"')
-
-
-def test_memory_that_is_full_when_weights_are_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **_options: object) -> None:
-        raise ValueError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
-
-    monkeypatch.setattr(InferenceSession, "init_all", fail)
-    with pytest.raises(MemoryFullError, match="is full: load a smaller model"):
-        accelerate(upstreams_nano(), ELSEWHERE)
-
-
-def test_memory_that_is_full_in_the_middle_of_a_graph(elsewhere: MaxWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
-
-    monkeypatch.setattr(Model, "execute", fail)
-    error = error_of(lambda: elsewhere.encoder(torch.randn(1, elsewhere.dims.n_mels, 3000)))
-    assert isinstance(error, DeviceError)
-    assert_one_sentence(error, "is full", "fewer windows or beams", 'device="cpu"')
-
-
-def test_other_errors_of_a_device_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("an illegal memory access")
-
-    monkeypatch.setattr(devices, "Buffer", fail)
-    with pytest.raises(ValueError, match="an illegal memory access"):
-        ELSEWHERE.empty([4])
 
 
 def test_sizes_that_kernels_on_gpus_do_not_serve() -> None:

@@ -136,12 +136,12 @@ def replay(device: str, checkpoint: str, precision: str) -> dict[str, Any]:
     from max import driver
 
     from whisper_max_plugin.bench import cost, machine
-    from whisper_max_plugin.doctor import parity_checks
+    from whisper_max_plugin.doctor import parity, parity_checks
     from whisper_max_plugin.execution import devices
     from whisper_max_plugin.inference.model import accelerate
 
     found_device = devices.find(device)
-    model = accelerate(loaded(checkpoint), found_device, precision)
+    model = accelerate(parity._load(checkpoint), found_device, precision)
     window = parity_checks.prepare(model, parity_checks.synthetic_audio())
     with torch.no_grad():
         features = model.encoder(window.mel)
@@ -157,8 +157,7 @@ def replay(device: str, checkpoint: str, precision: str) -> dict[str, Any]:
                     replay._model.execute(*replay._buffers)
                     found_device.driver.synchronize()
                 by_clock, by_events = _replay_seconds(replay, found_device)
-        types = inference.runtime.engine().types
-    storage = cost.Storage(*(t.size_in_bytes for t in (types.matrices, types.stored, types.cache)), types.are_half)
+        storage = cost.Storage.of_graphs(inference.runtime.engine().types)
     n_bytes = cost.of_step(model.dims, storage, len(search.sequences[0]) + N_REPLAYS / 2, 1).n_bytes
     kernels = [each.name for each in launches if each.kind == driver.LaunchTraceEntry.OperationKind.KERNEL_LAUNCH]
     others = [each.name for each in launches if each.kind != driver.LaunchTraceEntry.OperationKind.KERNEL_LAUNCH]
@@ -173,15 +172,6 @@ def replay(device: str, checkpoint: str, precision: str) -> dict[str, Any]:
         "bytes": n_bytes,
         "limit_part": n_bytes / machine.measure_limits(found_device.name).read_bytes_per_second / by_events,
     }
-
-
-def loaded(checkpoint: str) -> Any:
-    """Return upstream's model, on the CPU."""
-    import inspect
-
-    import whisper
-
-    return inspect.unwrap(whisper.load_model)(checkpoint, device="cpu").eval()
 
 
 def _difference(replay: Any) -> str | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from whisper.model import ModelDimensions
 
+    from whisper_max_plugin.graphs import Types
+
 N_SAMPLES = 480_000  # 30 s at 16 kHz, as the constants of `whisper.audio`
 N_FRAMES = 3000
 N_FFT = 400
@@ -39,6 +41,11 @@ class Storage:
     step_weights: float = FLOAT32
     kv: float = FLOAT32
     half_products: bool = False
+
+    @classmethod
+    def of_graphs(cls, types: Types) -> Storage:
+        """Return what graphs of `types` read."""
+        return cls(types.matrices.size_in_bytes, types.stored.size_in_bytes, types.cache.size_in_bytes, types.are_half)
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,7 @@ class WhisperSubject:
         self._tokenizer = tokenizer_of(setup.dims)
         storage = Storage(kv=2, half_products=True) if self._half else Storage()
         if self._backend == "max":
-            types = self._engine().types
-            weights, step_weights, kv = (t.size_in_bytes for t in (types.matrices, types.stored, types.cache))
-            storage = Storage(weights, step_weights, kv, types.are_half)
+            storage = Storage.of_graphs(self._engine().types)
         return Loaded(imported - started, loaded - imported, storage)
 
     def _engine(self) -> Engine:
