@@ -73,6 +73,16 @@ def test_hooks_that_nobody_removes_are_removed_with_the_last_reference(nano: Pai
     assert torch.get_num_threads() == THREADS
 
 
+def test_who_sets_the_threads_before_the_hooks_are_removed_keeps_them(nano: Pair) -> None:
+    _, (hook,) = nano.max.install_kv_cache_hooks()
+    try:
+        torch.set_num_threads(THREADS + 1)
+        hook.remove()
+        assert torch.get_num_threads() == THREADS + 1
+    finally:
+        torch.set_num_threads(THREADS)
+
+
 def test_upstreams_own_decode_is_limited_too(nano: Pair, seen: list[int]) -> None:
     inspect.unwrap(whisper.decode)(nano.max, MEL, OPTIONS)
     assert set(seen) == {1}

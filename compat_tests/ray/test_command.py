@@ -88,6 +88,10 @@ def test_what_is_refused_is_one_line(refused: Refused, tmp_path: Path, monkeypat
     assert "--options: this is no JSON" in refused("a.wav", "--options", "beam_size=5")
     assert "--options: this is no JSON of names and values" in refused("a.wav", "--options", "5")
     assert "--device" in refused("a.wav", "--device", "tpu")
+    with monkeypatch.context() as without_ray:  # which it takes seconds to start
+        without_ray.setattr(command, "_connect", lambda: pytest.fail("Ray was started"))
+        assert "batch_size=0: give how many" in refused("a.wav", "--batch_size", "0")
+        assert "concurrency=0: give how many" in refused("a.wav", "--concurrency", "0")
     assert not Path("texts").exists()
 
 

@@ -39,7 +39,7 @@ class OneTorchThread:
         self._lift = weakref.finalize(self, _lift_limit, threading.get_ident())  # also if a caller forgets to remove it
 
     def remove(self) -> None:
-        """Give torch its threads back."""
+        """Give torch its threads back, or leave it those that somebody has given it meanwhile."""
         self._lift()
 
     def __enter__(self) -> OneTorchThread:
@@ -61,7 +61,7 @@ def _limit_this_thread(outside: int) -> None:
 def _lift_limit(limited: int) -> None:
     if threading.get_ident() == limited:  # from another thread, or its garbage collector, nothing reaches this one
         _limit.holders -= 1
-        if _limit.holders == 0:
+        if _limit.holders == 0 and torch.get_num_threads() == 1:
             torch.set_num_threads(_limit.outside)
 
 

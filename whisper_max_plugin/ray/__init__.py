@@ -116,10 +116,7 @@ def transcribe_dataset(
         anything else that is no recording's fault, such as a model that does not exist
     """
     ray = load_ray()
-    if batch_size < 1 or (concurrency is not None and concurrency < 1):
-        raise OptionError(f"batch_size={batch_size} and concurrency={concurrency}: both are 1 or more")
-    if device not in (None, "cpu", "cuda"):
-        raise OptionError(f"device={device!r}: Ray chooses among the GPUs, so that this is 'cuda' or 'cpu'")
+    check_arguments(device, batch_size, concurrency)
     if isinstance(recordings, (str, os.PathLike)):
         raise OptionError(f"transcribe_dataset takes a list of recordings: [{os.fspath(recordings)!r}]")
     with contextlib.closing(_Results(output)) as results:
@@ -140,6 +137,21 @@ def transcribe_dataset(
                 if on_progress is not None:
                     on_progress(results.summary)
         return results.summary
+
+
+def check_arguments(device: str | None, batch_size: int, concurrency: int | None) -> None:
+    """Refuse what `transcribe_dataset` cannot do, before anybody starts Ray for it.
+
+    Raises
+    ------
+    OptionError
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size={batch_size}: give how many recordings a model works on at a time, at least 1")
+    if concurrency is not None and concurrency < 1:
+        raise OptionError(f"concurrency={concurrency}: give how many models there are, at least 1, or leave it out")
+    if device not in (None, "cpu", "cuda"):
+        raise OptionError(f"device={device!r}: Ray chooses among the GPUs, so that this is 'cuda' or 'cpu'")
 
 
 def load_ray() -> Any:

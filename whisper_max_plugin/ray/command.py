@@ -76,9 +76,10 @@ def run(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from whisper_max_plugin.ray import transcribe_dataset
+    from whisper_max_plugin.ray import check_arguments, transcribe_dataset
     from whisper_max_plugin.ray.output import failures_of
 
+    check_arguments(options.device, options.batch_size, options.concurrency)
     paths = list(dict.fromkeys(path for named in options.recordings for path in _find(named)))
     _connect()
     begin = time.monotonic()
