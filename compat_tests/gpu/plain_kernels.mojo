@@ -15,7 +15,9 @@ from kernels.gpu_search import search_merge_block, search_part_block
 from kernels.gpu_tensor_flash import tensor_flash_block
 from kernels.gpu_tensor_gemm import tensor_gemm_block
 from kernels.gpu_tensor_linear import tensor_linear_block
+from kernels.gpu_tensor_projections import Projection, projections_block
 from kernels.memory import Places
+from kernels.vectors import numbers, results
 
 comptime In[type: DType] = Pointer[mut=False, Scalar[type], ImmutAnyOrigin]
 comptime Out[type: DType] = Pointer[mut=True, Scalar[type], MutAnyOrigin]
@@ -131,6 +133,37 @@ def tensor_gemm[
     var source = Source(Int(n_in), Int(length), Int(stride), Int(length_out), Int(head_dim))
     tensor_gemm_block[taps, side, has_bias, has_gelu, has_residual](
         y, x, w, bias, residual, Int(m), Int(n), source
+    )
+
+
+def projections[
+    type: DType, side: Int
+](
+    q: Out[type],
+    keys: Out[type],
+    values: Out[type],
+    x: In[type],
+    q_weight: In[type],
+    q_bias: In[F32],
+    key_weight: In[type],
+    key_bias: In[F32],
+    value_weight: In[type],
+    value_bias: In[F32],
+    m: Int32,
+    n: Int32,
+    k: Int32,
+    length: Int32,
+    head_dim: Int32,
+):
+    projections_block[side](
+        Projection(results(q), numbers(q_weight), numbers(q_bias), n),
+        Projection(results(keys), numbers(key_weight), numbers(key_bias), head_dim),
+        Projection(results(values), numbers(value_weight), numbers(value_bias), head_dim),
+        x,
+        Int(m),
+        Int(n),
+        Int(k),
+        Int(length),
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from whisper.model import ModelDimensions
 
 from whisper_max_plugin.graphs import Types, kernel_library
-from whisper_max_plugin.graphs.kernels import KEYS_OF_A_BLOCK, TOKENS_OF_A_BLOCK
 from whisper_max_plugin.graphs.step import build_step
+from whisper_max_plugin.graphs.step_kernels import KEYS_OF_A_BLOCK, TOKENS_OF_A_BLOCK
 
 from .fixtures import Kernels, blocks, run_linear, unset
 

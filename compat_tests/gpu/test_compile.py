@@ -22,6 +22,8 @@ from whisper_max_plugin.execution import devices, processor
 from whisper_max_plugin.execution.artifacts import ArtifactKey
 from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.graphs import Types, kernel_library
+from whisper_max_plugin.graphs.cross_attention import build_cross_kv
+from whisper_max_plugin.graphs.encoder import build_encoder
 from whisper_max_plugin.graphs.step import build_step
 
 from ..data import NANO
@@ -35,6 +37,7 @@ OTHERS = [
     *((architecture, "float32") for architecture in ("sm_80", "sm_90a")),
 ]
 
+HALF = Types(*[DType.float16] * 4)
 MOST_INSTRUCTIONS = 8192
 """Of 16 bytes each, they fit into the cache that a multiprocessor has for them. One division a value made 40 000."""
 
@@ -92,7 +95,7 @@ def test_all_graphs_compile_for_a_gpu_of_another_machine(
     assert artifact.read_bytes() == content
 
 
-@pytest.mark.parametrize("types", [Types(*[DType.float16] * 4), Types(DType.float16)], ids=["half", "float32"])
+@pytest.mark.parametrize("types", [HALF, Types(DType.float16)], ids=["half", "float32"])
 def test_a_step_is_nine_kernels_of_ours_a_layer_and_five_more(types: Types) -> None:
     module = Module()
     build_step(module, OFFICIAL_DIMS["tiny"], types, DeviceRef.GPU(), kernel_library())
@@ -113,6 +116,23 @@ def test_a_step_is_nine_kernels_of_ours_a_layer_and_five_more(types: Types) -> N
         "whisper_follow": 1,
     }
     assert set(re.findall(r"= (r?mo\.[\w.]+)", text)) - {"mo.custom", *STARTS_NO_KERNEL} == set()
+
+
+def test_what_attention_takes_of_the_same_rows_is_one_launch() -> None:
+    dims = OFFICIAL_DIMS["tiny"]
+    module = Module()
+    build_encoder(module, dims, HALF, DeviceRef.GPU(), library := kernel_library())
+    build_cross_kv(module, dims, HALF, DeviceRef.GPU(), library)
+    operations = Counter(re.findall(r'custom.*?symbol = "(\w+)"', module._to_mlir_str()))
+    assert operations == {
+        "whisper_conv_gelu": 1,
+        "whisper_conv_gelu_add": 1,
+        "whisper_query_key_value": dims.n_audio_layer,
+        "whisper_attention": dims.n_audio_layer,
+        "whisper_matmul_bias_add": 2 * dims.n_audio_layer,
+        "whisper_matmul_bias_gelu": dims.n_audio_layer,
+        "whisper_key_value": dims.n_text_layer,
+    }
 
 
 # Where the artifact is looked for

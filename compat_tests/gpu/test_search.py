@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whisper_max_plugin.execution.step_inputs import suppressed_tokens
-from whisper_max_plugin.graphs.kernels import TOKENS_OF_A_BLOCK
+from whisper_max_plugin.graphs.step_kernels import TOKENS_OF_A_BLOCK
 
 from ..noise import assert_samples
 from .fixtures import (

@@ -93,6 +93,29 @@ def test_products_laid_out_by_heads(kernels: Kernels, half: str, side: int) -> N
 
 @HALF
 @pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("n_products", [2, 3])
+def test_projections_in_one_launch(kernels: Kernels, half: str, side: int, n_products: int) -> None:
+    batch, length, n_head, head_dim, k = 2, side // 2 + 3, 3, 64, 72
+    n = n_head * head_dim
+    x = torch.randn(batch, length, k).to(TYPES[half])
+    ws, biases = [torch.randn(n, k).to(TYPES[half]) for _ in range(3)], [torch.randn(n) for _ in range(3)]
+    q = unset(batch, length, n, dtype=x.dtype)
+    keys, values = (unset(batch, n_head, length, head_dim, dtype=x.dtype) for _ in range(2))
+    grid = (blocks(n, side), blocks(batch * length, side), n_products)
+    inputs = [x, *(operand for pair in zip(ws, biases, strict=True) for operand in pair)]
+    sizes = batch * length, n, k, length, head_dim
+    kernels.run(f"tensor projections {half} {side}", grid, 128, [q, keys, values], inputs, *sizes)
+    expected = [x.double() @ w.double().T + bias for w, bias in zip(ws, biases, strict=True)]
+    assert_close(q, expected[0], half)
+    assert_close(keys, split_heads(expected[1], head_dim), half)
+    if n_products == 3:
+        assert_close(values, split_heads(expected[2], head_dim), half)
+    else:
+        assert values.isnan().all()
+
+
+@HALF
+@pytest.mark.parametrize("side", [64, 128])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions(kernels: Kernels, half: str, side: int, stride: int) -> None:
     batch, length_out, n_in, n_out = 2, side // 2 + 5, 80, side + 2  # a window of 240 is no whole number of steps

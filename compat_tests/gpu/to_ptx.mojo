@@ -17,6 +17,7 @@ from plain_kernels import (
     head_weights,
     linear,
     merge,
+    projections,
     scores,
     search_merge,
     search_parts,
@@ -86,6 +87,7 @@ def main():
             show[tensor_gemm[type, F32, 1, side, True, False, True]](String("tensor add ", type, " ", side))
             show[tensor_gemm[type, type, 1, side, True, False, False]](String("tensor heads ", type, " ", side))
             show[tensor_gemm[type, F32, 3, side, True, True, True]](String("tensor conv ", type, " ", side))
+            show[projections[type, side]](String("tensor projections ", type, " ", side))
         show[tensor_flash[type]](String("tensor flash ", type))
         show[store[type]](String("store ", type))
         show[causal[type, 64]](String("causal ", type))

@@ -19,7 +19,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import kernel_library
-from whisper_max_plugin.graphs.kernels import follow
+from whisper_max_plugin.graphs.step_kernels import follow
 from whisper_max_plugin.inference.search import Rules
 
 from ..gpu.fixtures import compiled_kernels

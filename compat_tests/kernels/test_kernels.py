@@ -13,7 +13,7 @@ from torch.utils.dlpack import from_dlpack
 
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.graphs import kernel_library
-from whisper_max_plugin.graphs.kernels import cross_attention, project, self_attention
+from whisper_max_plugin.graphs.step_kernels import cross_attention, project, self_attention
 
 from ..compare import assert_close
 

@@ -15,7 +15,7 @@ from whisper.model import ResidualAttentionBlock
 from whisper_max_plugin.execution.session import session
 from whisper_max_plugin.execution.weights import addresses, graph_weights, quantized
 from whisper_max_plugin.graphs import Types, kernel_library
-from whisper_max_plugin.graphs.kernels import ADDRESSES, decoder_layers
+from whisper_max_plugin.graphs.step_kernels import ADDRESSES, decoder_layers
 
 from ..compare import assert_close
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
@@ -24,18 +26,16 @@ def build_cross_kv(
     with Graph("cross_kv", input_types=[features_type], module=module, kernel_library=library) as graph:
         xa = graph.inputs[0].tensor.cast(types.operands)
         graph.output(
-            *(
-                layers.heads(
+            *itertools.chain.from_iterable(
+                layers.key_value(
                     xa,
-                    f"decoder.blocks.{layer}.cross_attn.{part}",
+                    f"decoder.blocks.{layer}.cross_attn",
                     dims.n_audio_state,
                     dims.n_text_state,
                     dims.n_text_head,
-                    bias=part != "key",
-                    out=types.cache,
+                    types.cache,
                 )
                 for layer in range(dims.n_text_layer)
-                for part in ("key", "value")
             )
         )
 

@@ -33,9 +33,7 @@ def build_encoder(
         for layer in range(dims.n_audio_layer):
             name = f"encoder.blocks.{layer}"
             h = layers.norm(x, f"{name}.attn_ln", n_state)
-            q = layers.linear(h, f"{name}.attn.query", n_state, n_state)
-            k = layers.heads(h, f"{name}.attn.key", n_state, n_state, n_head, bias=False)
-            v = layers.heads(h, f"{name}.attn.value", n_state, n_state, n_head)
+            q, k, v = layers.query_key_value(h, f"{name}.attn", n_state, n_head)
             x = layers.linear_add(layers.attention(q, k, v), f"{name}.attn.out", n_state, n_state, x)
             x = layers.mlp_add(layers.norm(x, f"{name}.mlp_ln", n_state), f"{name}.mlp", n_state, x)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
 from whisper.model import ModelDimensions
@@ -16,6 +19,8 @@ def layers_for(dims: ModelDimensions, types: Types, device: DeviceRef) -> Layers
     """Return the layers of one graph: of kernels where they can serve, as they can OpenAI's heads of 64."""
     if not has_kernels(dims):
         return Layers(types, device)
+    if types.are_half and device.is_gpu():
+        return TensorCoreLayers(types, device)
     # What runs once for a window has time for the model's own weights, which are there anyway.
     return OwnWeightLayers(types, device) if types.stored == DType.int8 else KernelLayers(types, device)
 
@@ -119,6 +124,40 @@ class KernelLayers(Layers):
 
     def logits(self, x: TensorValue, token_embedding: TensorValue) -> TensorValue:
         return kernels.matmul(x, token_embedding, DType.float32)
+
+
+class TensorCoreLayers(KernelLayers):
+    """`KernelLayers` of half width on a GPU: products of the same rows are one launch, as one cannot keep it busy."""
+
+    def query_key_value(
+        self, x: TensorValue, name: str, n_state: int, n_head: int
+    ) -> tuple[TensorValue, TensorValue, TensorValue]:
+        parts = (f"{name}.query", 1), (f"{name}.key", n_head), (f"{name}.value", n_head)
+        q, keys, values = self._projections(x, parts, n_state, n_state)
+        return ops.squeeze(q, 1), keys, values
+
+    def key_value(
+        self, x: TensorValue, name: str, n_in: int, n_out: int, n_head: int, out: DType | None = None
+    ) -> tuple[TensorValue, TensorValue]:
+        keys, values = self._projections(x, ((f"{name}.key", n_head), (f"{name}.value", n_head)), n_in, n_out)
+        return keys, values
+
+    def _projections(
+        self, x: TensorValue, parts: Iterable[tuple[str, int]], n_in: int, n_out: int
+    ) -> list[TensorValue]:
+        """Return linear layers of x, each as so many heads."""
+        no_bias = ops.constant(np.zeros(n_out, np.float32), device=x.device)
+        return kernels.projections(
+            x,
+            [
+                (
+                    self._matrix(name, n_in, n_out),
+                    no_bias if name.endswith(".key") else self.weights(f"{name}.bias", n_out),
+                    n_head,
+                )
+                for name, n_head in parts
+            ],
+        )
 
 
 class OwnWeightLayers(KernelLayers):

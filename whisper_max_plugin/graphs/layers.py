@@ -106,6 +106,19 @@ class Layers:
         """Return `linear` as heads."""
         return split_heads(self.linear(x, name, n_in, n_out, bias=bias, out=out), n_head)
 
+    def query_key_value(
+        self, x: TensorValue, name: str, n_state: int, n_head: int
+    ) -> tuple[TensorValue, TensorValue, TensorValue]:
+        """Return what `attention` takes in self-attention."""
+        return self.linear(x, f"{name}.query", n_state, n_state), *self.key_value(x, name, n_state, n_state, n_head)
+
+    def key_value(
+        self, x: TensorValue, name: str, n_in: int, n_out: int, n_head: int, out: DType | None = None
+    ) -> tuple[TensorValue, TensorValue]:
+        """Return the keys and values that `attention` takes."""
+        keys = self.heads(x, f"{name}.key", n_in, n_out, n_head, bias=False, out=out)
+        return keys, self.heads(x, f"{name}.value", n_in, n_out, n_head, out=out)
+
     def attention(self, q: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
         """Softmax attention of q (batch, length, n_state) to the heads `keys` and `values`."""
         return merge_heads(attention(split_heads(q, int(keys.shape[1])), keys, values))

@@ -6,7 +6,7 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin.graphs.kernels import search
+from whisper_max_plugin.graphs.step_kernels import search
 
 
 def build_search(module: Module, dims: ModelDimensions, device: DeviceRef, library: KernelLibrary) -> None:

@@ -6,7 +6,8 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, Graph, KernelLibrary, Module, TensorType, TensorValue, ops
 from whisper.model import ModelDimensions
 
-from whisper_max_plugin.graphs.kernels import (
+from whisper_max_plugin.graphs.layers import Weights, layer_norm
+from whisper_max_plugin.graphs.step_kernels import (
     ADDRESSES,
     Norm,
     cross_attention,
@@ -21,7 +22,6 @@ from whisper_max_plugin.graphs.kernels import (
     search,
     self_attention,
 )
-from whisper_max_plugin.graphs.layers import Weights, layer_norm
 from whisper_max_plugin.graphs.types import Types
 
 

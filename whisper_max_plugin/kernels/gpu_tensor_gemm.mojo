@@ -157,6 +157,12 @@ def tensor_gemm_block[
                                 write[1](place + 1, of_residual + 1, values[1])
 
 
+def check_chunks(n_in: Int) raises:
+    """Raise if rows of x are not whole numbers of chunks."""
+    if n_in % CHUNK != 0:
+        raise Error("a matrix product's rows are not a multiple of 8 values")
+
+
 @always_inline
 def tensor_gemm_on_gpu[
     type: DType, out: DType, //, taps: Int, has_bias: Bool, has_gelu: Bool, has_residual: Bool
@@ -171,12 +177,8 @@ def tensor_gemm_on_gpu[
     source: Source,
     ctx: DeviceContext,
 ) raises:
-    """Launch `tensor_gemm_block`, which does what `gemm` does, in large tiles where there are enough of them.
-
-    Raises if rows are not whole numbers of chunks.
-    """
-    if source.n_in % CHUNK != 0:
-        raise Error("a matrix product's rows are not a multiple of 8 values")
+    """Launch `tensor_gemm_block`, which does what `gemm` does, in large tiles where there are enough of them."""
+    check_chunks(source.n_in)
     comptime for side in [64, 128]:
         var large = ceildiv(m, 128) * ceildiv(n, 128) >= ENOUGH
         if large == (side == 128):
