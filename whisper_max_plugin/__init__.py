@@ -87,8 +87,8 @@ def status() -> dict[str, object]:
     -------
     dict[str, object]
         `active`, `backend` (what the next `load_model` gets) and `version` (of this plugin), then the
-        counters of `whisper_max_plugin.report`: graph runs by kind, encoder runs saved, fallbacks by reason,
-        compile seconds, device and precision
+        counters of `whisper_max_plugin.report`: graph runs by kind, steps that a GPU repeated from a recording, encoder
+        runs saved, fallbacks by reason, compile seconds, device and precision
     """
     from whisper_max_plugin import upstream
     from whisper_max_plugin.report import REPORT

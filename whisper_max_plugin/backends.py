@@ -121,8 +121,14 @@ _REQUIRED = ("name", "version", "devices", "can_run", "load_model")
 
 def _backends_of(plugin_name: str, plugin: Any) -> list[tuple[str, Backend]]:
     """Return the backends of a plugin with their names; one that cannot be used where the plugin's hook fails."""
+    hook: Any = plugin_manager().hook.whisper_backends
     try:
-        return [_checked(backend, plugin_name) for backend in plugin.whisper_backends()]
+        return [
+            _checked(backend, plugin_name)
+            for implementation in hook.get_hookimpls()
+            if implementation.plugin is plugin
+            for backend in implementation.function()
+        ]
     except Exception as error:  # noqa: BLE001 - foreign code, as above
         problem = f"{type(error).__name__}: {error}"
         reason = f"whisper_backends() of the plugin {plugin_name} failed ({problem}): update or uninstall it"

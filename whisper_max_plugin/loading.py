@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import whisper
+from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
 from whisper_max_plugin import checkpoints, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.errors import DeviceError, UnknownModelError
 from whisper_max_plugin.execution import artifacts, devices
-from whisper_max_plugin.execution.engine import check_precision, compile_graphs
+from whisper_max_plugin.execution.devices import Device
+from whisper_max_plugin.execution.engine import check_precision, check_sizes, compile_graphs
 from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.precision import DEFAULT
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -45,7 +50,7 @@ def load(
     RuntimeError
         upstream's errors: no such model, failed download
     """
-    graphs_device = devices.HOST if device is None and precision == "int8" else devices.find(device)
+    graphs_device = device_for(device, precision)
     model = load_unaccelerated(
         name, download_root=download_root, in_memory=in_memory, upstream_load_model=upstream_load_model
     )
@@ -54,6 +59,17 @@ def load(
         return accelerate(model, graphs_device, precision)
     verify = partial(trial.verify, _path_of(name, download_root), model.dims, graphs_device)
     return accelerate(model, graphs_device, precision, verify, is_asked_for=device is not None)
+
+
+def device_for(device: str | torch.device | None, precision: str | None) -> Device:
+    """Return the device that graphs run on; if none is given, the best that MAX sees and `precision` is for.
+
+    Raises
+    ------
+    DeviceError
+        if graphs do not run on `device`, or it is not there
+    """
+    return devices.HOST if device is None and precision == "int8" else devices.find(device)
 
 
 def _path_of(name: str, download_root: str | None) -> str:
@@ -114,26 +130,28 @@ class WarmupResult:
 def warmup(name: str, device: str | torch.device | None = None, precision: str | None = None) -> WarmupResult:
     """Compile the graphs that `name` needs, unless they are cached; an official model is not downloaded for it.
 
-    Those of the default precision are the ones that `load` compiles: on a GPU those of float16.
+    Those of the default precision are the ones that `load` compiles: on a GPU those of float16. A GPU that nobody asked
+    for and that nothing can be compiled for gives way to the CPU, with a warning.
 
     Raises
     ------
     UnknownModelError
         if `name` is neither an official model nor a path
     DeviceError
-        if `device` is not one that graphs run on
+        if `device` is not one that graphs run on, or MAX cannot compile for it
     CheckpointError
         if what lies at the path is not a usable checkpoint
     PrecisionError
         if there are no kernels for `precision`
+    RuntimeError
+        if MAX cannot compile for the CPU
     """
     try:
-        graphs_device = devices.find(device)
+        graphs_device = device_for(device, precision)
     except DeviceError as error:
         if not str(device).startswith("cuda"):
             raise
         raise DeviceError(f"{error}, or compile for a GPU of another machine by whisper-max warmup --target") from error
-    chosen = precision or ("float16" if graphs_device.computes_in_half else DEFAULT)
     if name in OFFICIAL_DIMS:
         dims, state = OFFICIAL_DIMS[name], {}  # of no weights at all, all are exact in float16, as OpenAI's are
     elif _is_path(name):
@@ -141,9 +159,24 @@ def warmup(name: str, device: str | torch.device | None = None, precision: str |
         dims, state = found.dims, dict(found.state)
     else:
         raise UnknownModelError.of(name, OFFICIAL_DIMS)
-    check_precision(chosen, dims, graphs_device)
-    types = types_for(state, chosen, graphs_device)
-    cached = artifacts.is_cached(dims, str(types), graphs_device.kind)
+    try:
+        return _warmup(name, dims, state, graphs_device, precision)
+    except DeviceError as error:
+        if device is not None:
+            raise
+        logger.warning("compiling for the CPU, where the model will run, because %s", error)
+        return _warmup(name, dims, state, devices.HOST, precision)
+
+
+def _warmup(
+    name: str, dims: ModelDimensions, state: Mapping[str, Tensor], device: Device, precision: str | None
+) -> WarmupResult:
+    if device.index is not None:
+        check_sizes(dims)
+    chosen = precision or ("float16" if device.computes_in_half else DEFAULT)
+    check_precision(chosen, dims, device)
+    types = types_for(state, chosen, device)
+    cached = artifacts.is_cached(dims, str(types), device.kind)
     started = time.monotonic()
-    compile_graphs(dims, types, graphs_device)
+    compile_graphs(dims, types, device)
     return WarmupResult(name, dims, time.monotonic() - started, cached)

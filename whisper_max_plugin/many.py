@@ -103,6 +103,7 @@ class _Work:
         # for those that are worked on, and as many results that nobody has claimed
         self._room = threading.Semaphore(2 * n_threads)
         self._consumer = Consumer()
+        self._is_abandoned = False
         self._finished: queue.SimpleQueue[Transcription | BaseException | None] = queue.SimpleQueue()
 
     def run(self) -> Iterator[Transcription]:
@@ -132,10 +133,14 @@ class _Work:
         try:
             yield
         finally:
-            self._cancel()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            if threading.current_thread() in threads:
+                # The garbage collector ends the iterator, amid whatever that thread does, which may hold our locks.
+                self._is_abandoned = True
+            else:
+                self._cancel()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
 
     def _cancel(self) -> None:
         self._lockstep.cancel()
@@ -143,11 +148,11 @@ class _Work:
         self._room.release(self._n_threads)  # wakes those that wait for it
 
     def _watch(self, workers: list[threading.Thread]) -> None:
-        """Cancel the work when the program ends that asked for it, and keeps the iterator."""
+        """Cancel the work when the program ends that asked for it and keeps the iterator, or nobody has it any more."""
         for worker in workers:
             while worker.is_alive():
                 worker.join(POLL)
-                if self._consumer.is_gone:
+                if self._consumer.is_gone or self._is_abandoned:
                     self._cancel()
 
     def _work(self) -> None:

@@ -31,7 +31,7 @@ class Patch:
 originals: dict[Callable[..., Any], Callable[..., Any]] = {}
 """Each replacement, and the function in whose place it is."""
 
-_sharing = threading.Lock()
+_sharing = threading.RLock()  # the garbage collector may end a block within this one
 _n_blocks: Counter[tuple[str, str]] = Counter()  # that need a replacement, by its module and name
 
 
@@ -88,8 +88,8 @@ def replaced(
 ) -> Iterator[None]:
     """In the block, and on every thread, have the replacement in place; afterwards too, if it `is_kept` by others."""
     with _sharing:
-        replace(importlib.import_module(module_name), attribute, make)
         _n_blocks[module_name, attribute] += 1
+        replace(importlib.import_module(module_name), attribute, make)
     try:
         yield
     finally:

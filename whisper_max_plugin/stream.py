@@ -95,6 +95,8 @@ class TranscriptionStream(Iterator[dict[str, Any]]):
         else:
             self.close()
             if isinstance(news, _Raised):
+                if isinstance(news.error, _Stopped):  # another thread has closed the stream
+                    return
                 raise news.error
             self.result, self.language = news.result, news.result["language"]
             # those that were not told, if `whisper.transcribe` is somebody else's

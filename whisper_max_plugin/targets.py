@@ -103,11 +103,6 @@ def _warmup_and_exit(connection: Connection, name: str, target: str, precision: 
         answer = loading.warmup(name, "cuda", precision)
     except WhisperMaxError as error:
         answer = error
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        answer = DeviceError(
-            f"MAX cannot compile for {target} ({reason}): give another, one of {', '.join(ARCHITECTURES)}"
-        )
     connection.send(answer)
     connection.close()
     os._exit(0)

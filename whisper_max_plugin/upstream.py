@@ -72,13 +72,17 @@ def activate(backend: str | None = None, precision: str | None = None) -> list[s
     _active = True
     if backend is not None:
         choices.installed.backend, choices.installed.precision = backend, precision
-    import_hook.when_imported("whisper", _patch_whisper)
+    try:
+        import_hook.when_imported("whisper", _patch_whisper)
+    except BaseException:
+        deactivate()
+        raise
     _patch_again()
     return _modules_with_original() if was_imported else []
 
 
 def deactivate() -> None:
-    """Undo `activate`; below somebody's later patch of whisper our function stays, and passes through."""
+    """Undo `activate`; below somebody's later patch of whisper our function stays, with upstream's results."""
     global _active
     _active = False
     for choice in (choices.installed, choices.command_line):
@@ -142,7 +146,7 @@ def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]
         precision: str | None = None,
     ) -> Whisper:
         if backend is None and precision is None and not _active:
-            return original(name, device, download_root, in_memory)
+            return original(name, device=device, download_root=download_root, in_memory=in_memory)
         from whisper_max_plugin import backends
 
         chosen = backends.get_usable(current_backend(backend))
@@ -158,7 +162,7 @@ def _make_load_model(original: Callable[..., Whisper]) -> Callable[..., Whisper]
     parameters = [theirs.parameters.get(name, parameter) for name, parameter in own_parameters.items()]
     load_model.__signature__ = theirs.replace(parameters=parameters)  # type: ignore[attr-defined]
     load_model.__annotations__ = {
-        **original.__annotations__,
+        **getattr(original, "__annotations__", {}),  # which a partial has not, nor a name
         **{name: parameter.annotation for name, parameter in ADDED_PARAMETERS.items()},
     }
     if original.__doc__ is not None:  # None under python -OO
@@ -343,7 +347,9 @@ def restore_transcribe_of_the_command() -> None:
 
 
 def _modules_with_original() -> list[str]:
-    originals = {id(original) for original in patches.originals.values() if original.__name__ == "load_model"}
+    originals = {
+        id(original) for original in patches.originals.values() if getattr(original, "__name__", "") == "load_model"
+    }
     found = []
     for name, module in list(sys.modules.items()):
         if name == "whisper" or name in _reported:

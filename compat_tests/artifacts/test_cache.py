@@ -62,6 +62,12 @@ def test_compiling_is_reported_and_shown(
     assert capfd.readouterr().err == ""
 
 
+def test_without_a_stderr_as_with_a_daemon_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with artifacts.compile_progress(60):
+        pass
+
+
 def test_compiling_takes_as_long_as_it_did_as_a_rule_on_the_same_device(tmp_path: Path) -> None:
     entries = [("cpu", 20.0), ("cpu", 300.0), ("cpu", 16.0), ("sm_90-0", 143.0)]
     for index, (device, seconds) in enumerate(entries):

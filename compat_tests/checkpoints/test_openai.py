@@ -138,6 +138,17 @@ def test_an_empty_file(path: Path) -> None:
     refused(path)
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path.write_bytes(b"a checkpoint")
+    monkeypatch.setattr(torch, "load", fail)
+    error = error_of(lambda: whisper.load_model(str(path)))
+    assert isinstance(error, CheckpointError)
+    assert str(error) == f"{path} cannot be read: Permission denied"
+
+
 @pytest.mark.parametrize("content", [b"hello\n", b"import os\n", b"\x80", b"PK\x03\x04 not a zip", bytes(4096)])
 def test_a_file_of_another_kind(path: Path, content: bytes) -> None:
     path.write_bytes(content)

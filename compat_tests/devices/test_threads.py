@@ -13,7 +13,7 @@ import whisper
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from whisper_max_plugin.execution.threads import all_torch_threads, one_torch_thread
+from whisper_max_plugin.execution.threads import OneTorchThread, all_torch_threads, torch_threads
 
 from ..conftest import Pair
 
@@ -52,7 +52,7 @@ def test_a_decode_that_fails_gives_the_threads_back(nano: Pair, monkeypatch: pyt
         assert torch.get_num_threads() == 1
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(nano.max.decoder, "forward", fail)
+    monkeypatch.setattr(type(nano.max.decoder), "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         nano.max.decode(MEL, OPTIONS)
     assert torch.get_num_threads() == THREADS
@@ -132,7 +132,7 @@ def test_decodes_that_overlap_in_two_threads_leave_the_count_as_it_was() -> None
     counts: list[int] = []
 
     def decode() -> None:
-        with one_torch_thread():
+        with OneTorchThread():
             inside.set()
             leave.wait(10)
         counts.append(torch.get_num_threads())
@@ -140,7 +140,7 @@ def test_decodes_that_overlap_in_two_threads_leave_the_count_as_it_was() -> None
     other = threading.Thread(target=decode)
     other.start()
     inside.wait(10)
-    with one_torch_thread():
+    with OneTorchThread():
         assert torch.get_num_threads() == 1
         leave.set()
         other.join()
@@ -149,8 +149,8 @@ def test_decodes_that_overlap_in_two_threads_leave_the_count_as_it_was() -> None
 
 
 def test_a_decode_inside_another_leaves_the_limit_to_it() -> None:
-    with one_torch_thread():
-        with one_torch_thread():
+    with OneTorchThread():
+        with OneTorchThread():
             pass
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == THREADS
@@ -170,18 +170,18 @@ def test_a_thread_that_begins_during_a_decode_keeps_all_threads_and_takes_none_f
         counts.append(torch.get_num_threads())
         inside.set()
         go_on.wait(10)
-        with one_torch_thread():
+        with OneTorchThread():
             limited.set()
             done.wait(10)
         counts.append(torch.get_num_threads())
 
-    with one_torch_thread():
+    with OneTorchThread():
         other = threading.Thread(target=begin_and_decode_later)
         other.start()
         inside.wait(10)
     go_on.set()
     limited.wait(10)
-    with one_torch_thread():
+    with OneTorchThread():
         done.set()
         other.join()
     later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
@@ -189,3 +189,45 @@ def test_a_thread_that_begins_during_a_decode_keeps_all_threads_and_takes_none_f
     later.join()
     assert counts == [THREADS] * 3
     assert torch.get_num_threads() == THREADS
+
+
+def test_hooks_that_another_thread_removes_leave_the_limit_to_the_next_decode() -> None:
+    """Nothing else reaches a thread's own number of threads."""
+    counts: list[int] = []
+
+    def decode_twice() -> None:
+        limit = OneTorchThread()
+        remover = threading.Thread(target=limit.remove)
+        remover.start()
+        remover.join()
+        counts.append(torch.get_num_threads())
+        assert torch_threads() == THREADS
+        with OneTorchThread():
+            counts.append(torch.get_num_threads())
+        counts.append(torch.get_num_threads())
+
+    decoding = threading.Thread(target=decode_twice)
+    decoding.start()
+    decoding.join()
+    assert counts == [1, 1, THREADS]
+
+
+def test_hooks_of_a_thread_that_has_ended_are_not_taken_for_those_of_another() -> None:
+    """The system gives the number of a thread that has ended to the next one."""
+    kept: list[OneTorchThread] = []
+    counts: list[int] = []
+
+    def begin() -> None:
+        kept.append(OneTorchThread())
+
+    def remove_and_decode() -> None:
+        kept.pop().remove()
+        with OneTorchThread():
+            counts.append(torch.get_num_threads())
+        counts.append(torch.get_num_threads())
+
+    for work in [begin, remove_and_decode] * 5:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert counts == [1, THREADS] * 5

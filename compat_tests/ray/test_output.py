@@ -18,7 +18,8 @@ from whisper_max_plugin.ray.output import failures_of, open_output
 from ..errors import assert_one_sentence
 from .fixtures import lines, table
 
-pytest.importorskip("pyarrow", reason="pyarrow is not installed, the extra ray")
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed, the extra ray")
+pytest.importorskip("pyarrow.parquet")
 
 
 def rows(*names: str) -> list[dict[str, Any]]:
@@ -153,3 +154,28 @@ def test_an_end_between_a_part_and_its_journal_makes_nothing_twice(tmp_path: Pat
     output.add(rows("c"))
     output.close()
     assert table(tmp_path) == rows("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("part-00000-5a1f.snappy.parquet", b"PAR1", "is not of a transcription's results"),
+        ("others.parquet", b"PAR1", "is not of a transcription's results"),
+        ("part-00000.parquet", b"", "is damaged: remove it"),
+        ("part-00000.parquet", None, "is damaged: remove it"),
+    ],
+)
+def test_parquet_of_something_else_is_refused_and_left_alone(
+    tmp_path: Path, name: str, content: bytes | None, problem: str
+) -> None:
+    part = tmp_path / name
+    if content is None:
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), part)
+    else:
+        part.write_bytes(content)
+    before = part.read_bytes()
+    for _ in range(2):  # and the first time leaves no lock
+        with pytest.raises(OutputError, match=problem) as raised:
+            open_output(tmp_path)
+        assert_one_sentence(raised.value, part)
+    assert part.read_bytes() == before

@@ -22,6 +22,7 @@ from whisper_max_plugin.errors import (
     WhisperMaxError,
     WorkerError,
 )
+from whisper_max_plugin.execution import devices
 from whisper_max_plugin.ray.worker import Ledger, Transcriber
 
 from ..conftest import Pair
@@ -54,6 +55,17 @@ def test_a_batch_has_upstreams_results(nano: Pair, transcriber: Transcriber) -> 
         segments = json.loads(row["segments"])
         assert [segment["tokens"] for segment in segments] == [segment["tokens"] for segment in result["segments"]]
         assert row["duration"] == len(whisper.load_audio(str(sample))) / 16000
+
+
+def test_without_a_gpu_of_rays_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """MAX may see a GPU all the same, which Ray has given to nobody, or to another."""
+    monkeypatch.setattr(devices, "accelerator_count", lambda: 1)
+    transcriber = Transcriber(str(NANO), options=OPTIONS)
+    (row,) = run(transcriber, [str(SAMPLE)]).values()
+    assert row["error"] is None
+    assert transcriber._model is not None
+    assert transcriber._model.decoder.runtime.device is devices.HOST
+    assert "the model runs on the CPU" not in caplog.text  # as it would for a GPU that was tried
 
 
 def test_bytes_have_the_results_of_their_files(transcriber: Transcriber) -> None:

@@ -158,6 +158,20 @@ def test_a_plugin_adds_its_backend(register):
         backends.get("foo")
 
 
+def test_a_plugins_function_may_have_another_name(register):
+    class Plugin:
+        @hookimpl(specname="whisper_backends")
+        def whisper(self):
+            return [EchoBackend()]
+
+    plugin = Plugin()
+    backends.plugin_manager().register(plugin, name="another")
+    try:
+        assert backends.get("echo").version() == "1.0"
+    finally:
+        backends.plugin_manager().unregister(plugin)
+
+
 def test_a_backend_that_cannot_run_is_listed_and_refused_with_its_reason(register):
     class NeedsHardware(EchoBackend):
         def can_run(self):

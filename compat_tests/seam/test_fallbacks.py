@@ -131,7 +131,7 @@ def test_a_fallback_in_the_middle_of_cached_decoding_keeps_the_cache(
 
 
 @pytest.mark.falls_back
-@pytest.mark.parametrize("options", DECODINGS[:3], ids=str)
+@pytest.mark.parametrize("options", [*DECODINGS[:3], {"fp16": True}], ids=str)
 def test_decoding_with_a_hook_gives_upstreams_tokens(nano: Pair, mel: Tensor, options: dict[str, Any]) -> None:
     options = {"fp16": False, "sample_len": 8, "language": "en", **options}
     torch.manual_seed(3)

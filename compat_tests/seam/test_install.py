@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import warnings
@@ -150,6 +151,34 @@ def test_an_earlier_patch_by_somebody_else_is_what_ours_calls(whisper, echo, mon
         whisper_max_plugin.uninstall()
         assert whisper.load_model is theirs
     assert whisper.load_model is upstreams
+
+
+def test_what_somebody_put_there_needs_no_name_nor_annotations(whisper, echo, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(whisper, "load_model", functools.partial(whisper.load_model, in_memory=True))
+        patch.setattr(whisper, "load_audio", mock.MagicMock(spec=[]))
+        whisper_max_plugin.install("echo")
+        assert whisper.load_model("tiny")[0] == "echo"
+        whisper_max_plugin.uninstall()
+    with monkeypatch.context() as patch:
+        calls = []
+        patch.setattr(
+            whisper, "load_model", functools.partial(lambda name, **options: calls.append(options), device="cpu")
+        )
+        whisper_max_plugin.install()
+        load_model = whisper.load_model
+        whisper_max_plugin.uninstall()
+        load_model("tiny", "cuda")
+        assert calls == [{"device": "cuda", "download_root": None, "in_memory": False}]
+
+
+def test_an_install_that_fails_leaves_the_plugin_off(whisper, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.delattr("whisper.timing.median_filter")
+        with pytest.raises(errors.UnsupportedWhisperError, match="median_filter"):
+            whisper_max_plugin.install()
+        assert not whisper_max_plugin.is_active()
+        assert whisper_max_plugin.status()["backend"] == "torch"
 
 
 def test_install_again_puts_back_what_somebodys_temporary_patch_took_off(whisper, echo):

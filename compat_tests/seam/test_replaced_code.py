@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import whisper
 import whisper.model
 from torch import Tensor, nn
-from whisper.decoding import DecodingOptions, DecodingTask, PyTorchInference
+from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask, PyTorchInference
 from whisper.model import AudioEncoder, LayerNorm, MultiHeadAttention, ResidualAttentionBlock, TextDecoder, Whisper
 
 from whisper_max_plugin.report import FallbackError
@@ -174,3 +175,22 @@ def test_another_task(nano: Pair, mel: Tensor, monkeypatch: pytest.MonkeyPatch) 
     expected = nano.torch.decode(mel[0], OPTIONS)
     assert expected.tokens != plain.tokens
     assert_same_decoding(nano.max.decode(mel[0], OPTIONS), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"beam_size": 3}], ids=str)
+def test_a_forward_of_the_decoder_itself(nano: Pair, mel: Tensor, options: dict[str, Any]) -> None:
+    """It gets what upstream's decoder gets, and what it calls are graphs."""
+
+    def scaled_decoding(decoder: TextDecoder) -> DecodingResult:
+        forward = decoder.forward
+        decoder.forward = lambda x, xa, kv_cache=None: 0.5 * forward(x, xa, kv_cache=kv_cache)
+        try:
+            return model.decode(mel, replace(OPTIONS, **options))[0]
+        finally:
+            del decoder.forward
+
+    model = nano.torch
+    expected = scaled_decoding(model.decoder)
+    model = nano.max
+    assert_same_decoding(scaled_decoding(model.decoder), expected)
+    assert expected.avg_logprob != pytest.approx(model.decode(mel, replace(OPTIONS, **options))[0].avg_logprob)

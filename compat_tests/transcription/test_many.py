@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -272,6 +274,33 @@ def test_leaving_the_loop_ends_the_work(nano: Pair, recordings: list[np.ndarray]
     assert_same_result(  # and the model is as good as before
         whisper.transcribe(nano.max, recordings[0], **OPTIONS), whisper.transcribe(nano.torch, recordings[0], **OPTIONS)
     )
+
+
+def test_whichever_thread_collects_what_nobody_holds_the_work_ends(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the work's own, too, which then holds whatever locks it held when the collection began."""
+    forgotten = threading.Event()
+    unraisable: list[Any] = []
+
+    def transcribe(*_: object, **_options: object) -> dict[str, Any]:
+        if forgotten.is_set():
+            gc.collect()
+        return {}
+
+    monkeypatch.setattr(whisper, "transcribe", transcribe)
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    gc.disable()
+    try:
+        holder: dict[str, Any] = {"many": transcribe_many(nano.max, itertools.repeat(np.zeros(16000)), batch_size=2)}
+        holder["holder"] = holder
+        next(holder["many"])
+        del holder
+        forgotten.set()
+        for thread in running():
+            thread.join(30)
+    finally:
+        gc.enable()
+    assert not running()
+    assert unraisable == []
 
 
 PROGRAM = f"""

@@ -180,6 +180,28 @@ def test_closing_ends_the_work_after_the_current_window(
     assert stream.result is None
 
 
+def test_another_thread_may_close_it(nano: Pair, audio: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = Windows(monkeypatch, nano.max)
+    stream = transcribe_stream(nano.max, audio, **OPTIONS)
+    first = next(stream)
+    closing = threading.Thread(target=stream.close)
+    rest: list[Any] = []
+    reading = threading.Thread(target=lambda: rest.extend(stream))
+    reading.start()
+    while windows.begun < 2:
+        time.sleep(0.001)
+    closing.start()
+    while not stream._ended:
+        time.sleep(0.001)
+    windows.allowed.release()
+    for thread in (closing, reading):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert first not in rest
+    assert stream.result is None
+    assert windows.begun == 2
+
+
 def test_a_forgotten_stream_ends_too(nano: Pair, audio: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     windows = Windows(monkeypatch, nano.max)
     stream = transcribe_stream(nano.max, audio, **OPTIONS)

@@ -85,7 +85,9 @@ def _load_mapped(path: Path) -> Any:
                 "code: save a dict of plain 'dims' and 'model_state_dict' instead"
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint that torch can read: download or save it again") from error
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint: download or save it again") from error

@@ -219,7 +219,8 @@ def check_av() -> Check:
     check = _check_installed("av")
     if check.ok or shutil.which("ffmpeg") is None:
         return check
-    return Check("av", None, "not installed, and not needed beside ffmpeg", check.remedy)
+    value = "not installed; beside ffmpeg only `doctor --audio`, `bench --audio` and Ray need it"
+    return Check("av", None, value, check.remedy)
 
 
 def check_cache_folder() -> Check:

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     Raises
     ------
     WhisperMaxError
-        if there is no such model, recording or precision, or ``--parity`` is missing; nothing is printed then
+        if there is no such model, recording, device or precision, or ``--parity`` is missing; nothing is printed then
     """
     if options.parity is not None:
         chosen = precisions.checked(options.precision or precisions.DEFAULT)
@@ -90,7 +90,7 @@ def _doctor_with_parity(
     Raises
     ------
     WhisperMaxError
-        if there is no such model or recording; nothing is printed then
+        if there is no such model, recording or device; nothing is printed then
     """
     from whisper_max_plugin.doctor.checks import NEEDED_TO_RUN_MODELS, run_checks
 
@@ -104,8 +104,10 @@ def _doctor_with_parity(
             _print_checks(checks)
             print(f"FAIL: {problem}")
     else:
+        from whisper_max_plugin import loading
         from whisper_max_plugin.doctor import parity
 
+        loading.device_for(device, precision)
         names, samples = parity.choose_models(models), parity.load_audio(audio)
         if not as_json:
             _print_checks(checks)

@@ -16,12 +16,12 @@ import whisper
 from torch import Tensor
 from whisper.model import Whisper
 
-from whisper_max_plugin import audio, environment, loading
+from whisper_max_plugin import environment, loading
 from whisper_max_plugin.checkpoints.names import check_name
 from whisper_max_plugin.doctor import comparison
 from whisper_max_plugin.doctor import parity_checks as checks
 from whisper_max_plugin.errors import MemoryFullError, UnknownModelError, WhisperMaxError
-from whisper_max_plugin.execution import devices, processor
+from whisper_max_plugin.execution import processor
 from whisper_max_plugin.inference.model import accelerate
 from whisper_max_plugin.precision import DEFAULT
 from whisper_max_plugin.report import REPORT
@@ -84,6 +84,8 @@ def load_audio(path: str | None) -> Tensor:
     """
     if path is None:
         return checks.synthetic_audio()
+    from whisper_max_plugin import audio  # and PyAV, which nothing else here needs
+
     try:
         return torch.from_numpy(audio.load_audio(path))
     except RuntimeError as error:
@@ -110,7 +112,7 @@ def check_model(name: str, samples: Tensor, device: str | None = None, precision
     DeviceError
         if graphs do not run on `device`, it is not there, or its memory is full
     """
-    graphs_device = devices.find(device)
+    graphs_device = loading.device_for(device, precision)
     try:
         model = _load(name)
         window = checks.prepare(model, samples)

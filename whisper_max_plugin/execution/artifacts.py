@@ -225,6 +225,9 @@ def _expected_seconds(folder: Path, device: str) -> float:
 @contextlib.contextmanager
 def compile_progress(expected: float) -> Iterator[None]:
     """Show on stderr, as upstream shows its downloads, that graphs are being compiled and for how long."""
+    if sys.stderr is None:  # as with a daemon
+        yield
+        return
     from tqdm import tqdm
 
     bar: tqdm[Any] = tqdm(

@@ -127,7 +127,7 @@ class Device:
         Raises
         ------
         MemoryFullError
-            in place of MAX's errors: a ValueError, or a RuntimeError of a recording
+            in place of MAX's errors: a ValueError, or a RuntimeError of a step that was recorded
         """
         try:
             with nullcontext() if self.shares_memory else _one_thread(self.name), WATCH.over():

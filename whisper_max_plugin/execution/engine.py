@@ -81,10 +81,10 @@ class Engine:
         if a tensor is missing, unused or of the wrong shape
     PrecisionError
         see `check_precision`, or if a weight is not finite, which int8 has no value for
-    MemoryFullError
-        if the device has no room for the weights
+    DeviceError
+        see `compile_graphs`, or if the device has no room for the weights
     RuntimeError
-        if MAX cannot compile the graphs
+        if MAX cannot compile the graphs for the CPU
     """
 
     def __init__(
@@ -325,10 +325,29 @@ _compile_lock = threading.Lock()
 
 
 def compile_graphs(dims: ModelDimensions, types: Types, device: Device) -> CompiledModel:
-    """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now."""
+    """Return the compiled graphs of `dims`: from this process, from the cache on disk, or compiled now.
+
+    Raises
+    ------
+    DeviceError
+        if `device` is a GPU that kernels cannot serve such a model on, or that MAX cannot compile for
+    RuntimeError
+        if MAX cannot compile for the CPU
+    """
+    if device.index is not None:
+        check_sizes(dims)
     key = tuple(vars(dims).values()), types, device.kind
     with _compile_lock:
         if key not in _compiled:
             build = partial(build_module, dims, types, device.ref)
-            _compiled[key] = artifacts.obtain(session(device), dims, str(types), device.kind, build)
+            try:
+                _compiled[key] = artifacts.obtain(session(device), dims, str(types), device.kind, build)
+            except RuntimeError as error:
+                if device.index is None:
+                    raise
+                architecture, reason = device.kind.partition("-")[0], str(error).strip().partition("\n")[0]
+                raise DeviceError(
+                    f"MAX cannot compile for {device.name}, which is {architecture} ({reason}): choose another device, "
+                    'or device="cpu" (on the command line --device cpu)'
+                ) from error
         return _compiled[key]

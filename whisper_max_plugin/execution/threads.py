@@ -13,14 +13,41 @@ import torch
 from torch import Tensor
 
 
-class _Limit(threading.local):
+class _Limit:
     """The limit of one thread: OpenMP keeps a thread count for each thread."""
 
-    holders = 0
-    outside = 0  # torch.get_num_threads() when the first of them began
+    def __init__(self) -> None:
+        self.holders = 0
+        self.outside = 0  # torch.get_num_threads() when the first of them began
+        self.is_overdue = False  # whether the last of them ended on another thread, from which nothing reaches this one
+
+    @property
+    def is_on(self) -> bool:
+        return self.holders > 0 or (self.is_overdue and torch.get_num_threads() == 1)
+
+    def begin(self) -> None:
+        if not self.is_on:
+            self.outside = torch.get_num_threads()
+        self.is_overdue = False
+        self.holders += 1
+        _limit_this_thread(self.outside)
+
+    def end(self) -> None:
+        self.holders -= 1
+        if self.holders > 0:
+            return
+        if _here.limit is not self:
+            self.is_overdue = True
+        elif torch.get_num_threads() == 1:
+            torch.set_num_threads(self.outside)
 
 
-_limit = _Limit()
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.limit = _Limit()
+
+
+_here = _Here()
 
 
 class OneTorchThread:
@@ -32,15 +59,13 @@ class OneTorchThread:
     """
 
     def __init__(self) -> None:
-        if _limit.holders == 0:
-            _limit.outside = torch.get_num_threads()
-        _limit.holders += 1
-        _limit_this_thread(_limit.outside)
-        self._lift = weakref.finalize(self, _lift_limit, threading.get_ident())  # also if a caller forgets to remove it
+        limit = _here.limit
+        limit.begin()
+        self._end = weakref.finalize(self, limit.end)  # also if a caller forgets to remove it
 
     def remove(self) -> None:
         """Give torch its threads back, or leave it those that somebody has given it meanwhile."""
-        self._lift()
+        self._end()
 
     def __enter__(self) -> OneTorchThread:
         return self
@@ -58,26 +83,9 @@ def _limit_this_thread(outside: int) -> None:
     other.join()
 
 
-def _lift_limit(limited: int) -> None:
-    if threading.get_ident() == limited:  # from another thread, or its garbage collector, nothing reaches this one
-        _limit.holders -= 1
-        if _limit.holders == 0 and torch.get_num_threads() == 1:
-            torch.set_num_threads(_limit.outside)
-
-
 def torch_threads() -> int:
     """Return torch's number of threads on this thread, limited or not."""
-    return _limit.outside if _limit.holders else torch.get_num_threads()
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Limit torch to one thread inside, see `OneTorchThread`."""
-    limit = OneTorchThread()
-    try:
-        yield
-    finally:
-        limit.remove()
+    return _here.limit.outside if _here.limit.is_on else torch.get_num_threads()
 
 
 def copied(x: Tensor) -> Tensor:
@@ -92,15 +100,16 @@ def copied(x: Tensor) -> Tensor:
 
 @contextmanager
 def all_torch_threads() -> Iterator[None]:
-    """Lift `one_torch_thread`, for a forward pass that runs on torch after all."""
-    if _limit.holders == 0:
+    """Lift the limit of `OneTorchThread`, for a forward pass that runs on torch after all."""
+    limit = _here.limit
+    if not limit.is_on:
         yield
         return
-    torch.set_num_threads(_limit.outside)
+    torch.set_num_threads(limit.outside)
     try:
         yield
     finally:
-        _limit_this_thread(_limit.outside)
+        _limit_this_thread(limit.outside)
 
 
 @contextmanager

@@ -23,8 +23,7 @@ from whisper.model import Whisper
 
 from whisper_max_plugin import patches
 from whisper_max_plugin.execution.engine import Engine
-from whisper_max_plugin.execution.threads import one_torch_thread
-from whisper_max_plugin.inference.hooks import has_hooks
+from whisper_max_plugin.execution.threads import OneTorchThread
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.lockstep import current, giving_way
 from whisper_max_plugin.inference.modules import MaxTextDecoder
@@ -99,7 +98,7 @@ class MaxInference(Inference):
             return self._first_logits(tokens, audio_features)
 
     def _first_logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor | PrefillLogits:
-        if has_hooks(self.decoder, ()):  # which are to see what upstream's see
+        if not self.decoder.is_called_as_it_is():  # hooks, or a `forward` of somebody's, are to see what upstream's see
             self.kv_cache = KVCache(self.decoder, self.runtime)
             all_logits: Tensor = self.decoder(tokens, audio_features, kv_cache=self.kv_cache)
             return all_logits
@@ -159,7 +158,7 @@ class MaxDecodingTask(DecodingTask):
     def _main_loop(self, audio_features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, list[float]]:
         """Upstream's sampling loop, with `Search` in place of the filters' and the decoder's code."""
         rules = Rules.of(self.logit_filters, self.model.dims.n_vocab, self.sample_begin)
-        with one_torch_thread():
+        with OneTorchThread():
             if rules is None or self.sample_len < 1:
                 return super()._main_loop(audio_features, tokens)
             no_speech_probs = [math.nan] * tokens.shape[0]

@@ -31,7 +31,7 @@ class MaxWhisper(Whisper):
 
     @functools.wraps(decode_function)
     def decode(self, *arguments: Any, **options: Any) -> DecodingResult | list[DecodingResult]:
-        """Decode as upstream's method does, or as what somebody has put in its place."""
+        # as upstream's method does, or as what somebody has put in its place
         wrapper = Whisper.decode  # which is `torch.no_grad`'s
         inside = getattr(wrapper, "__wrapped__", wrapper)
         if patches.is_defined_in(wrapper, torch.utils._contextlib) and patches.is_defined_in(inside, whisper.decoding):

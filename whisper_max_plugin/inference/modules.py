@@ -149,13 +149,11 @@ class MaxTextDecoder(TextDecoder):
 
     def _is_unwatched(self, cache: KVCache | None) -> bool:
         """Tell whether nothing looks into passes, or does anything else in them than graphs do."""
-        return (
-            not self.is_observed()
-            and self._unsupported(cache) is None
-            and not has_hooks(self, ())
-            and "forward" not in vars(self)
-            and type(self) is MaxTextDecoder
-        )
+        return not self.is_observed() and self._unsupported(cache) is None and self.is_called_as_it_is()
+
+    def is_called_as_it_is(self) -> bool:
+        """Tell whether to call the module is to call `forward`, and nothing of somebody else's around it."""
+        return not has_hooks(self, ()) and "forward" not in vars(self) and type(self) is MaxTextDecoder
 
     def step(self, tokens: Sequence[int], cache: KVCache, search: SearchInputs, n_steps: int) -> None:
         """Run one token of each sequence, and search: `forward` without what surrounds the graph.
@@ -271,7 +269,8 @@ class MaxTextDecoder(TextDecoder):
             with all_torch_threads():
                 return super().forward(x, xa, kv_cache=kv_cache)
         model = SimpleNamespace(dims=self.runtime.dims, decoder=self)  # all that upstream's method looks at
-        cache, hooks = Whisper.install_kv_cache_hooks(model, dict(kv_cache))
+        entries = {module: entry.to(xa.dtype) for module, entry in kv_cache.items()}
+        cache, hooks = Whisper.install_kv_cache_hooks(model, entries)
         try:
             with all_torch_threads():
                 logits = super().forward(x, xa, kv_cache=cache)

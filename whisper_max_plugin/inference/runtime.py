@@ -20,7 +20,7 @@ from whisper_max_plugin.checkpoints.checkpoint import check_state
 from whisper_max_plugin.errors import CheckpointError, DeviceError
 from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.engine import CrossKV, Engine
-from whisper_max_plugin.execution.threads import copied, one_torch_thread
+from whisper_max_plugin.execution.threads import OneTorchThread, copied
 from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.graphs import Types
 from whisper_max_plugin.inference.fingerprint import RAW, Fingerprint
@@ -119,7 +119,7 @@ class Runtime:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other threads' passes away from the model, and torch's threads from the cores, inside."""
-        with self.passes, one_torch_thread():
+        with self.passes, OneTorchThread():
             yield
 
     def engine(self, dtype: torch.dtype = torch.float16) -> Engine:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 ROWS_PER_FILE = 1000  # of Parquet; as few files as readers like, and as much as one read of the journal should be
 COLUMNS = ("path", "duration", "language", "text", "segments")
 FIRST_KEY = COLUMNS[0]
+PART = "part-"
 
 
 class Output(Protocol):
@@ -142,16 +144,16 @@ class Parquet:
     """A folder of ``part-00000.parquet`` and so on, and the journal of what comes next. See `Output`."""
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow.parquet
-
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._journal = JsonLines(folder / "_journal.jsonl")
-        parts = sorted(folder.glob("part-*.parquet"))
-        self._n_parts = 1 + int(parts[-1].stem.removeprefix("part-")) if parts else 0
-        self._in_parts: set[str] = set()
-        for part in parts:
-            self._in_parts.update(pyarrow.parquet.read_table(part, columns=[FIRST_KEY])[FIRST_KEY].to_pylist())
+        self._journal = JsonLines(folder / "_journal.jsonl")  # first, as it keeps other runs away
+        parts = sorted(folder.glob("*.parquet"))
+        try:
+            self._in_parts = {path for part in parts for path in _paths_in(part)}
+        except OutputError:
+            self._journal.close()
+            raise
+        self._n_parts = 1 + int(parts[-1].stem.removeprefix(PART)) if parts else 0
         if not self._journal.done.isdisjoint(self._in_parts):
             self._journal.clear()  # a run ended between a part, which holds all of the journal, and this
         self.done = self._in_parts | self._journal.done
@@ -172,7 +174,7 @@ class Parquet:
         import pyarrow.parquet
 
         rows = [{**row, "segments": json.dumps(row["segments"], ensure_ascii=False)} for row in self._journal.rows()]
-        part = self._folder / f"part-{self._n_parts:05}.parquet"
+        part = self._folder / f"{PART}{self._n_parts:05}.parquet"
         unfinished = part.with_suffix(".tmp")
         with _explained(part), unfinished.open("wb") as file:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=result_schema()), file)
@@ -183,6 +185,27 @@ class Parquet:
         self._n_parts += 1
         self._in_parts |= self._journal.done
         self._journal.clear()
+
+
+def _paths_in(part: Path) -> list[str]:
+    """Return the paths of the recordings whose results are in a file of Parquet.
+
+    Raises
+    ------
+    OutputError
+        if it is not one that `Parquet` has written, or is damaged
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if re.fullmatch(PART + r"\d{5,}\.parquet", part.name):
+            paths: list[str] = pyarrow.parquet.read_table(part, columns=[FIRST_KEY])[FIRST_KEY].to_pylist()
+            return paths
+    except (pyarrow.ArrowException, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OutputError(f"{part} is damaged: remove it to transcribe its recordings again ({reason})") from error
+    raise OutputError(f"{part} is not of a transcription's results: name another output")
 
 
 def result_schema() -> pyarrow.Schema:

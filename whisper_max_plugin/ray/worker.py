@@ -166,7 +166,7 @@ class Transcriber:
             torch.set_num_threads(max(1, _n_processors() // self._sharing))  # MAX takes as many
         check_name(self._name, platform.node())
         whisper_max_plugin.install()
-        device = self._device or ("cuda" if _has_gpu() else None)
+        device = self._device or ("cuda" if _has_gpu() else "cpu")
         # Of the models on one machine the first downloads, and all write to the same file.
         with FileLock(f"{tempfile.gettempdir()}/whisper_max_plugin-{os.getuid()}.lock"):
             model: Whisper = whisper.load_model(self._name, device=device, backend="max")
