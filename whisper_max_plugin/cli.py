@@ -93,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help="device to compile for; by default the one load_model chooses")
     target = "compile for a GPU of another machine instead, by its architecture: sm_90a is an H100 or H200"
     command.add_argument("--target", metavar="SM", help=target)
-    precision_help = f"see docs/precision.md; by default {precisions.VARIABLE}, else {precisions.DEFAULT}"
+    names = ", ".join(precisions.PRECISIONS)
+    precision_help = (
+        f"{names}; by default {precisions.VARIABLE}, else {precisions.DEFAULT} on the CPU and float16 on a GPU"
+    )
     command.add_argument("--precision", metavar="NAME", help=precision_help)
     command.set_defaults(run=warmup)
 

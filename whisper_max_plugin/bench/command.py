@@ -213,6 +213,8 @@ def _model(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, in
         return str(path), vars(OFFICIAL_DIMS[name])
     if name in OFFICIAL_DIMS:
         return name, vars(OFFICIAL_DIMS[name])
+    if Path(name).is_dir():
+        raise BenchError(f"{name} is a folder: give a .pt file, as `whisper-max convert {name} MODEL.pt` writes it")
     if not Path(name).is_file():
         raise UnknownModelError.of(name, OFFICIAL_DIMS)
     return str(Path(name).absolute()), vars(checkpoints.read(name).dims)

@@ -197,13 +197,11 @@ def check_devices() -> Check:
 
 
 def check_cublas() -> Check:
-    """cuBLAS, which MAX opens for some matrix products on an NVIDIA GPU, is installed."""
+    """cuBLAS, which MAX opens for matrix products of its own on an NVIDIA GPU; the graphs here have none."""
     found = environment.find_cublas()
     if found is not None:
         return Check("cublas", True, found)
-    if environment.nvidia_driver_version() is None:
-        return Check("cublas", None, "not found, and not needed without an NVIDIA GPU")
-    return Check("cublas", False, "not found", environment.install("whisper-max-plugin[gpu]"))
+    return Check("cublas", None, "not found, and not needed")
 
 
 def check_ffmpeg() -> Check:

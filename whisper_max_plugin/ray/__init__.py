@@ -91,8 +91,8 @@ def transcribe_dataset(
     batch_size : int
         how many recordings each model works on at a time; it is also what is done again when its process dies
     concurrency : int | None
-        how many models there are; None for one on each GPU, or else on each machine but those that have less than half
-        of the largest one's processors
+        how many models there are; None for one on each GPU, or else on each machine but those that have at most half of
+        the largest one's processors
     on_progress : Callable | None
         called with the summary so far, whenever results were written
     options

@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--concurrency",
         type=int,
         metavar="N",
-        help="how many models there are; by default one on each GPU, or else on each machine",
+        help="how many models there are; by default one on each GPU, or else on each machine but small ones",
     )
     command.set_defaults(run=run)
 
