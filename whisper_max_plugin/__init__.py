@@ -98,7 +98,11 @@ def status() -> dict[str, object]:
 
 
 def transcribe_many(
-    model: Whisper, audios: Iterable[str | np.ndarray | torch.Tensor], *, batch_size: int = 8, **options: object
+    model: Whisper,
+    audios: Iterable[str | os.PathLike[str] | np.ndarray | torch.Tensor],
+    *,
+    batch_size: int = 8,
+    **options: object,
 ) -> Iterator[Transcription]:
     """Transcribe recordings, up to `batch_size` of them at a time, whose windows are decoded together.
 
@@ -109,7 +113,7 @@ def transcribe_many(
     ----------
     model : whisper.model.Whisper
         an accelerated one
-    audios : Iterable[str | np.ndarray | torch.Tensor]
+    audios : Iterable[str | os.PathLike[str] | np.ndarray | torch.Tensor]
         paths, or samples: float32, 16 kHz, each of shape (n_samples,); asked for when there is room for them
     batch_size : int
         how many recordings are worked on at a time: each takes memory for its samples and one window
@@ -139,7 +143,9 @@ def transcribe_many(
     return many.transcribe_many(model, audios, batch_size, options)
 
 
-def transcribe_stream(model: Whisper, audio: str | np.ndarray | torch.Tensor, **options: object) -> TranscriptionStream:
+def transcribe_stream(
+    model: Whisper, audio: str | os.PathLike[str] | np.ndarray | torch.Tensor, **options: object
+) -> TranscriptionStream:
     """Transcribe as `whisper.transcribe(model, audio, **options)` does, and hand out segments as they come.
 
     Upstream's own function runs on a thread; the segments are those of its result, in order, each available
@@ -150,7 +156,7 @@ def transcribe_stream(model: Whisper, audio: str | np.ndarray | torch.Tensor, **
     ----------
     model : whisper.model.Whisper
         accelerated or upstream's own
-    audio : str | np.ndarray | torch.Tensor
+    audio : str | os.PathLike[str] | np.ndarray | torch.Tensor
         a path, or samples: float32, 16 kHz, of shape (n_samples,)
     options
         upstream's, of `transcribe()` and of `DecodingOptions`

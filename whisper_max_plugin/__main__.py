@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import sys
+import types
+import zipfile
 
 import whisper_max_plugin
 from whisper_max_plugin import startup
@@ -33,6 +36,7 @@ def main() -> None:
         sys.exit(2)
 
     whisper_max_plugin.install()
+    os.environ["WHISPER_BACKEND"] = "max"  # for the processes that it starts
     if startup.is_whisper_command(["-m", *program[1:]] if is_module else program, arguments):
         startup.accept_backend_option()
     sys.argv = program  # run_module replaces the module's name by its path, as python -m does
@@ -41,7 +45,20 @@ def main() -> None:
         return
     if not (getattr(sys.flags, "safe_path", False) or sys.flags.isolated):  # as python SCRIPT does
         sys.path[0] = os.path.dirname(os.path.realpath(program[0]))
-    runpy.run_path(program[0], run_name="__main__")
+    if os.path.isfile(program[0]) and not zipfile.is_zipfile(program[0]):
+        _run_script(program[0])
+    else:
+        runpy.run_path(os.path.abspath(program[0]), run_name="__main__")
+
+
+def _run_script(path: str) -> None:
+    """Run a file as Python does: `runpy` would put one path, relative or not, both into `sys.argv` and `__file__`."""
+    module = types.ModuleType("__main__")
+    module.__file__ = os.path.abspath(path)
+    sys.modules["__main__"] = module
+    with io.open_code(module.__file__) as file:
+        code = compile(file.read(), module.__file__, "exec")
+    exec(code, vars(module))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ of a subcommand has `run`, which takes the parsed arguments and returns the exit
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +56,22 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (`head`, say) has gone; without this the interpreter complains when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()  # whose reader, `head` say, has gone
         return EXIT_BROKEN_PIPE
     except WhisperMaxError as error:
         _print_error(error)
         return EXIT_ERROR
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_error(f"{error.strerror}: make room where stdout goes, or for {tempfile.gettempdir()}")
+        _forget_stdout()
+        return EXIT_ERROR
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from complaining about stdout when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

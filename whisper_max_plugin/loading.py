@@ -50,6 +50,8 @@ def load(
     RuntimeError
         upstream's errors: no such model, failed download
     """
+    if isinstance(name, bytes):  # a path, as upstream takes it
+        name = os.fsdecode(name)
     graphs_device = device_for(device, precision)
     model = load_unaccelerated(
         name, download_root=download_root, in_memory=in_memory, upstream_load_model=upstream_load_model

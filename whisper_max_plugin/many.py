@@ -29,7 +29,7 @@ from whisper_max_plugin.upstream import alignments_in_turn
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
-    Audio = str | np.ndarray | torch.Tensor
+    Audio = str | os.PathLike[str] | np.ndarray | torch.Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Transcription:
     ----------
     index : int
         its place among those that were given
-    audio : str or np.ndarray or torch.Tensor
+    audio : str or os.PathLike or np.ndarray or torch.Tensor
         what was given
     result : dict or None
         what `whisper.transcribe` returned
@@ -174,11 +174,12 @@ class _Work:
 
     def _finish(self, index: int, audio: Audio) -> Transcription:
         runtime = self._model.decoder.runtime
+        given = os.fspath(audio) if isinstance(audio, os.PathLike) else audio
         while True:
             with self._places.taken() as at_a_time:
                 device = runtime.device
                 try:
-                    return Transcription(index, audio, self._transcribe(self._model, audio, **self._options), None)
+                    return Transcription(index, audio, self._transcribe(self._model, given, **self._options), None)
                 except MemoryFullError as error:
                     if not (self._places.make_fewer_than(at_a_time) or runtime.leaves(device, error)):
                         return Transcription(index, audio, None, error)

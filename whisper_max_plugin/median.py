@@ -33,7 +33,7 @@ def median_filter(original: Callable[[Tensor, int], Tensor], x: Tensor, filter_w
     margin = filter_width // 2
     padded = F.pad(x, (margin, margin, 0, 0), mode="reflect")
     rows = padded.reshape(-1, padded.shape[-1])
-    result = torch.empty(rows.shape[0], x.shape[-1])
+    result = torch.empty(rows.shape[0], x.shape[-1], dtype=x.dtype)
     n_rows = max(1, BLOCK // x.shape[-1])
     for first in range(0, rows.shape[0], n_rows):
         result[first : first + n_rows] = _medians(rows[first : first + n_rows], filter_width)

@@ -66,8 +66,8 @@ def speech_probabilities(samples: Tensor) -> Tensor:
     weights = load()
     n_chunks = -(-samples.shape[0] // CHUNK)
     padded = F.pad(samples, (CONTEXT, n_chunks * CHUNK - samples.shape[0]))
-    state = torch.zeros(1, 1, STATE), torch.zeros(1, 1, STATE)
-    probabilities = [torch.empty(0)]
+    state = samples.new_zeros(1, 1, STATE), samples.new_zeros(1, 1, STATE)
+    probabilities = [samples.new_empty(0)]
     for begin in range(0, n_chunks, BLOCK):
         end = min(begin + BLOCK, n_chunks)
         chunks = padded[begin * CHUNK : end * CHUNK + CONTEXT].unfold(0, CONTEXT + CHUNK, CHUNK)  # (n, 576)

@@ -55,6 +55,10 @@ def log_mel_spectrogram(
     samples = torch.from_numpy(loaded) if isinstance(loaded, np.ndarray) else loaded
     if not isinstance(samples, Tensor) or samples.dtype != torch.float32:
         return original(loaded, n_mels, padding, device)  # its error
+    if torch.get_default_dtype() != torch.float32:  # of which upstream's window is
+        if runtime is not None:
+            REPORT.fallback(f"the spectrogram, where torch's default type is {torch.get_default_dtype()}")
+        return original(loaded, n_mels, padding, device)
     is_recording = device is None and _is_recording(samples)
     if runtime is not None and (reason := runtime.why_unbound()) is not None:
         REPORT.fallback(f"the spectrogram, for a model with {reason}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import os
 import threading
 import weakref
 from collections import deque
@@ -38,7 +40,8 @@ class _Stopped(BaseException):
 class TranscriptionStream(Iterator[dict[str, Any]]):
     """The segments of a transcription, each as soon as the window that it is in is done; see `transcribe_stream`.
 
-    Work begins when the first segment is asked for, and goes on while the caller handles one.
+    Work begins when the first segment is asked for, and goes on while the caller handles one. Threads may share a stream:
+    each segment is one thread's.
 
     Attributes
     ----------
@@ -60,6 +63,7 @@ class TranscriptionStream(Iterator[dict[str, Any]]):
         self._news: SimpleQueue[Window | _Returned | _Raised] = SimpleQueue()
         self._segments: deque[dict[str, Any]] = deque()
         self._n_told = 0
+        self._asking = threading.Lock()  # one thread takes news at a time
         self._ended = False
         self._stop = threading.Event()
         self._consumer = Consumer()
@@ -79,23 +83,26 @@ class TranscriptionStream(Iterator[dict[str, Any]]):
         Exception
             whatever `transcribe()` raised; the stream has ended then
         """
-        self._consumer.asks()
-        while not self._segments:
-            if self._ended:
-                raise StopIteration
-            if self._thread.ident is None:
-                self._thread.start()
-            self._take(self._news.get())
-        return self._segments.popleft()
+        with self._asking:
+            self._consumer.asks()
+            while True:
+                with contextlib.suppress(IndexError):  # there is none, or another thread has just closed the stream
+                    return self._segments.popleft()
+                if self._ended:
+                    raise StopIteration
+                if self._thread.ident is None:
+                    self._thread.start()
+                self._take(self._news.get())
 
     def _take(self, news: Window | _Returned | _Raised) -> None:
         if isinstance(news, Window):
             self.language, self.seconds, self.duration = news.language, news.seconds, news.duration
             segments = news.segments
         else:
+            is_closed = self._ended  # by another thread
             self.close()
             if isinstance(news, _Raised):
-                if isinstance(news.error, _Stopped):  # another thread has closed the stream
+                if is_closed and isinstance(news.error, _Stopped):
                     return
                 raise news.error
             self.result, self.language = news.result, news.result["language"]
@@ -123,9 +130,10 @@ class TranscriptionStream(Iterator[dict[str, Any]]):
 
 def transcribe_stream(model: Whisper, audio: Any, **options: Any) -> TranscriptionStream:
     """Transcribe as `whisper.transcribe` does, and hand out each segment when its window is done."""
+    given = os.fspath(audio) if isinstance(audio, os.PathLike) else audio
 
     def transcribe() -> dict[str, Any]:
-        return whisper.transcribe(model, audio, **options)
+        return whisper.transcribe(model, given, **options)
 
     return TranscriptionStream(transcribe)
 

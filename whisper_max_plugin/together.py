@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from whisper_max_plugin.errors import MemoryFullError, OptionError
@@ -55,7 +57,7 @@ class Together:
         """Yield the first path, and then, when it was called for, the others."""
         try:
             yield self._paths[0]
-            for finished in itertools.chain(self._waiting, self._others or ()):
+            for finished in _each_name_in_turn(itertools.chain(self._waiting, self._others or ()), self._paths):
                 self._current = finished
                 yield self._paths[finished.index]
         finally:
@@ -92,6 +94,23 @@ class Together:
             if not options.get("verbose"):
                 options = {**options, "verbose": None}  # upstream would show a bar for each file
             yield from transcribe_many(model, self._paths, self._batch_size, options, transcribe)
+
+
+def _each_name_in_turn(others: Iterable[Transcription], paths: Sequence[str]) -> Iterator[Transcription]:
+    """Yield all but the first of `paths` as they are finished; where their output has one name, in their order.
+
+    The last of the list writes last, as with upstream.
+    """
+    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    turns: dict[str, deque[int]] = {}
+    for index, name in enumerate(names[1:], start=1):
+        turns.setdefault(name, deque()).append(index)
+    held: dict[int, Transcription] = {}
+    for finished in others:
+        held[finished.index] = finished
+        turn = turns[names[finished.index]]
+        while turn and turn[0] in held:
+            yield held.pop(turn.popleft())
 
 
 def _encodable(text: str, stream: TextIO) -> str:

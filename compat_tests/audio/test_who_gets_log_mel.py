@@ -141,6 +141,24 @@ def test_what_is_no_recording_of_float32_is_left_to_upstream_and_counted(nano: P
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.falls_back
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_where_torchs_default_type_is_another_it_is_upstreams_whose_window_is_of_it(
+    nano: Pair, given_to: list[str], dtype: torch.dtype
+) -> None:
+    options = {"language": "en", "fp16": False, "temperature": 0.0}
+    torch.set_default_dtype(dtype)
+    try:
+        theirs, ours = (whisper.transcribe(model, str(SAMPLE), **options) for model in (nano.torch, nano.max))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert given_to == []
+    assert ours["text"] == theirs["text"]
+    assert ours["text"] == whisper.transcribe(nano.max, str(SAMPLE), **options)["text"]
+    assert given_to == ["graph"]
+
+
+@pytest.mark.usefixtures("installed")
 def test_where_a_fallback_is_an_error_upstream_computes_nothing(
     nano: Pair, given_to: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,11 @@ def test_a_path_object_as_name(nano: Pair) -> None:
     assert_same_passes(load(NANO), nano.torch)
 
 
+def test_a_path_of_bytes(nano: Pair) -> None:
+    assert_same_passes(upstreams(bytes(NANO)), nano.torch)
+    assert_same_passes(load(bytes(NANO)), nano.torch)
+
+
 def test_a_relative_name(nano: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(NANO.parent)
     assert_same_passes(load(NANO.name), nano.torch)

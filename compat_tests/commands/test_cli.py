@@ -293,6 +293,16 @@ def test_a_reader_that_went_away_ends_it_quietly():
     assert done.returncode == 141
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+def test_a_full_disk_is_one_sentence():
+    command = [sys.executable, "-m", "whisper_max_plugin.cli", "backends"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("whisper-max: error: No space left on device: make room")
+    assert done.returncode == 2
+
+
 def test_without_arguments_it_shows_the_usage():
     assert run(code=2).stderr.startswith("usage: whisper-max ")
 

@@ -58,3 +58,28 @@ def test_a_missing_script_is_one_line_and_status_2(python):
 def test_the_exit_status_is_the_scripts(python, folder):
     (folder / "script.py").write_text("raise SystemExit(5)\n")
     assert python("-m", "whisper_max_plugin", "script.py").returncode == 5
+
+
+@pytest.mark.parametrize("program", ["script.py", "program"])
+def test_paths_are_absolute_but_for_argv_as_python_has_them(python, folder, program):
+    (folder / "program").mkdir()
+    for name in ("script.py", "program/__main__.py"):
+        (folder / name).write_text("import json, sys; print(json.dumps([__file__, sys.argv, sys.path[0]]))\n")
+    file, argv, path = printed(python("-m", "whisper_max_plugin", program, "a"))
+    expected_file, expected_argv, expected_path = printed(python(program, "a"))
+    assert os.path.isabs(file)
+    assert os.path.samefile(file, expected_file)
+    assert argv == expected_argv
+    assert os.path.isabs(path)
+    assert os.path.samefile(path, expected_path)
+
+
+def test_the_processes_that_a_script_starts_have_the_plugin_too(python, folder):
+    (folder / "script.py").write_text(
+        "import json, multiprocessing, whisper_max_plugin\n"
+        "def backend(): return whisper_max_plugin.status()['backend']\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(json.dumps([backend(), pool.apply(backend)]))\n"
+    )
+    assert printed(python("-m", "whisper_max_plugin", "script.py")) == ["max", "max"]

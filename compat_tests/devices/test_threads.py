@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -210,6 +211,40 @@ def test_hooks_that_another_thread_removes_leave_the_limit_to_the_next_decode() 
     decoding.start()
     decoding.join()
     assert counts == [1, 1, THREADS]
+
+
+@pytest.mark.parametrize(("module", "name"), [(torch, "set_num_threads"), (threading, "Thread")])
+def test_a_decode_that_is_interrupted_as_it_begins_gives_the_threads_back(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = getattr(module, name), itertools.count()
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        OneTorchThread()
+    assert torch.get_num_threads() == THREADS
+
+
+def test_of_a_decode_that_is_interrupted_as_it_ends_the_next_one_gives_them_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_n: int) -> None:
+        raise KeyboardInterrupt
+
+    limit = OneTorchThread()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            limit.remove()
+    with OneTorchThread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == THREADS
 
 
 def test_hooks_of_a_thread_that_has_ended_are_not_taken_for_those_of_another() -> None:

@@ -159,6 +159,14 @@ def test_what_came_before_an_error_is_printed_in_front_of_it(
     whisper_max_plugin.uninstall()
 
 
+def test_without_a_stdout_it_goes_on_to_the_end(pcm: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(pcm)
+    live = f"{sys.executable} -m whisper_max_plugin.cli live {NANO} --input {tmp_path / 'file'} --language en >&-"
+    done = subprocess.run(live, shell=True, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "words in" in done.stderr.splitlines()[-1]
+
+
 def test_languages_are_taken_by_name_too(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:
     given = []
     transcribe = whisper.transcribe

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from whisper_max_plugin.errors import LiveInputError
 from whisper_max_plugin.live import sources
 from whisper_max_plugin.live.sources import Recorder, open_input
 
-from ..data import SAMPLE
+from ..data import NANO, SAMPLE
 
 PCM = (np.random.default_rng(0).normal(0, 0.2, 5000) * 32768).clip(-32768, 32767).astype("<i2")
 SAMPLES = PCM.astype(np.float32) / 32768
@@ -33,6 +34,27 @@ def wav(rate: int = 16000, channels: int = 1, width: int = 2, data: bytes = PCM.
         writer.setparams((channels, width, rate, 0, "NONE", ""))
         writer.writeframes(data)
     return file.getvalue()
+
+
+def with_a_chunk_behind(file: bytes) -> bytes:
+    """As recorders and editors write it: what the file is about, behind the samples."""
+    chunk = b"iXML" + (4000).to_bytes(4, "little") + b"<BWF>" * 800
+    return file[:4] + (len(file) + len(chunk) - 8).to_bytes(4, "little") + file[8:] + chunk
+
+
+def encoded(codec: str, container: str, rate: int, **options: str) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, options=options) as writer:
+        stream = writer.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(PCM[None, : len(PCM) // 1024 * 1024], format="s16", layout="mono")
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(stream.format, "mono", rate, frame_size=stream.frame_size)
+        for each in [*resampler.resample(frame), *resampler.resample(None), None]:
+            writer.mux(stream.encode(each))
+    return file.getvalue()
+
+
+NO_TAGS = {"write_id3v2": "0", "id3v2_version": "0", "write_xing": "0"}
 
 
 def with_another_chunk(file: bytes) -> bytes:
@@ -53,8 +75,19 @@ def read(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "content",
-    [PCM.tobytes(), PCM.tobytes() + b"\1", wav(), with_another_chunk(wav()), wav()[:4] + b"\xff" * 4 + wav()[8:]],
-    ids=["raw", "raw with half a sample", "WAV", "WAV with another chunk", "WAV that is being written"],
+    [
+        PCM.tobytes(),
+        PCM.tobytes() + b"\1",
+        wav(),
+        with_another_chunk(wav()),
+        with_a_chunk_behind(wav()),
+        wav()[:4] + b"\xff" * 4 + wav()[8:],
+        wav(data=PCM[:2000].tobytes()) + PCM[2000:].tobytes(),
+    ],
+    ids=[
+        *("raw", "raw with half a sample", "WAV", "WAV with another chunk", "WAV with a chunk behind"),
+        *("WAV that is being written", "WAV that has grown"),
+    ],
 )
 @pytest.mark.parametrize("block", [1, 7, 3200])
 def test_the_samples_of_pcm_and_wav(
@@ -102,6 +135,10 @@ def test_a_named_pipe_ends_with_its_writer(tmp_path: Path, monkeypatch: pytest.M
         (b"fLaC" + bytes(100), "is neither WAV nor raw PCM: ffmpeg -i"),
         (b"OggS" + bytes(100), "is neither WAV nor raw PCM: ffmpeg -i"),
         (bytes(4) + b"ftypM4A " + bytes(100), "is neither WAV nor raw PCM: ffmpeg -i"),
+        (b"RIFF" + bytes(4) + b"AVI " + bytes(100), "is neither WAV nor raw PCM: ffmpeg -i"),
+        (NANO.read_bytes()[:1000], "is neither WAV nor raw PCM: ffmpeg -i"),
+        *((encoded("mp3", "mp3", rate, **NO_TAGS), "is neither WAV") for rate in (8000, 16000, 24000, 32000, 44100)),
+        (encoded("aac", "adts", 16000), "is neither WAV nor raw PCM: ffmpeg -i"),
         (wav(rate=44100), "16 bits, 44100 Hz and 1 channels, not of 16-bit PCM, 16000 Hz and 1: ffmpeg -i"),
         (wav(channels=2), "16 bits, 16000 Hz and 2 channels"),
         (wav(width=1), "8 bits, 16000 Hz and 1 channels"),
@@ -112,6 +149,14 @@ def test_what_cannot_be_read_as_it_is_says_how_it_can(tmp_path: Path, content: b
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(LiveInputError, match="file .*" + error):
         read(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("second", [b"\xff\xff", b"\x10\x00", b"\x48\xc4"])
+@pytest.mark.parametrize("first", [b"\xff\xff", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1"])
+def test_samples_that_look_like_the_header_of_a_frame_are_samples(tmp_path: Path, first: bytes, second: bytes) -> None:
+    content = first + second + PCM[2:].tobytes()
+    (tmp_path / "file").write_bytes(content)
+    assert len(read(str(tmp_path / "file"))) == len(PCM)
 
 
 @pytest.mark.parametrize("content", [SAMPLE.read_bytes()[:100], wav(rate=44100)], ids=["FLAC", "44.1 kHz"])

@@ -82,6 +82,11 @@ def test_a_step_serves_several_recordings(nano: Pair, recordings: list[np.ndarra
     assert steps() - before - alone < alone / 2
 
 
+def test_path_objects(nano: Pair) -> None:
+    (by_path,), (by_name,) = together(nano.max, [SAMPLE], **OPTIONS), together(nano.max, [str(SAMPLE)], **OPTIONS)
+    assert_same_result(by_path, by_name)
+
+
 def test_each_has_its_own_language(nano: Pair) -> None:
     audios = [str(path) for path in (SAMPLE_DE, SAMPLE, SAMPLE_ES)]
     results = together(nano.max, audios, fp16=False, temperature=0.0)

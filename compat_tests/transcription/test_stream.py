@@ -97,6 +97,12 @@ def test_sampling_takes_the_same_tokens(nano: Pair, audio: np.ndarray) -> None:
     assert segments == whisper.transcribe(nano.max, audio[: 40 * 16000], **options)["segments"]
 
 
+def test_a_path_object(nano: Pair) -> None:
+    assert [segment["text"] for segment in transcribe_stream(nano.max, SAMPLE, **OPTIONS)] == [
+        segment["text"] for segment in transcribe_stream(nano.max, str(SAMPLE), **OPTIONS)
+    ]
+
+
 def test_a_path_and_upstreams_own_model(nano: Pair) -> None:
     stream = transcribe_stream(nano.torch, str(SAMPLE), **OPTIONS, temperature=0.0)
     segments = list(stream)
@@ -245,6 +251,19 @@ threading.Thread(target=work).start()
     assert (done.returncode, done.stderr) == (0, "")
     n_segments, n_in_result = map(int, done.stdout.split())
     assert n_segments == n_in_result > 40
+
+
+def test_several_threads_may_read_one_stream(nano: Pair, audio: np.ndarray) -> None:
+    expected = whisper.transcribe(nano.max, audio, **OPTIONS)["segments"]
+    stream = transcribe_stream(nano.max, audio, **OPTIONS)
+    segments: list[dict[str, Any]] = []
+    readers = [threading.Thread(target=lambda: segments.extend(stream), daemon=True) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+        assert not reader.is_alive()
+    assert sorted(segment["id"] for segment in segments) == [segment["id"] for segment in expected]
 
 
 def test_each_segment_may_be_asked_for_by_a_thread_of_its_own(nano: Pair, audio: np.ndarray) -> None:

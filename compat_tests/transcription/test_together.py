@@ -103,6 +103,17 @@ def test_a_file_that_is_named_twice(greedy: Command, files: list[Path]) -> None:
 
 
 @needs_silero
+def test_of_files_with_one_name_the_last_of_the_list_stays(greedy: Command, files: list[Path], tmp_path: Path) -> None:
+    """Whichever is done last: the first and the last are short."""
+    parts, by_length = [], sorted(files, key=lambda path: path.stat().st_size)
+    for index, path in enumerate([by_length[0], by_length[-1], by_length[1]]):
+        folder = tmp_path / f"folder {index}"
+        folder.mkdir()
+        parts.append(path.rename(folder / "talk.wav"))
+    expected = greedy(*parts)
+    assert greedy(*parts, "--batch_size", "3") == expected
+
+
 def test_with_vad(greedy: Command, files: list[Path]) -> None:
     skip_unless_upstream_knows({"clip_timestamps": "0"})
     assert greedy(*files[:3], "--vad", "--batch_size", "3") == greedy(*files[:3], "--vad")

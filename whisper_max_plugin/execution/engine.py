@@ -134,7 +134,8 @@ class Engine:
             in a process that was forked from one that ran graphs
         """
         refuse_after_fork()
-        mel = torch.empty(self.dims.n_mels, (samples.shape[0] + padding) // HOP_LENGTH)
+        n_frames = (samples.shape[0] + padding) // HOP_LENGTH
+        mel = torch.empty(self.dims.n_mels, n_frames, dtype=torch.float32)
         tables = mel_tables(self.dims.n_mels)
         operands = mel, samples, tables.window, tables.filters, tables.twiddles, torch.tensor([padding])
         (top,) = self._run(self._log_mel, *map(HOST.put, operands))  # whatever the device
@@ -260,7 +261,7 @@ class Engine:
         ----------
         attended : what `cross_scores` returned for a layer, and which of its heads, of each layer
         """
-        matrix = self.device.put(torch.zeros(n_tokens, n_frames))
+        matrix = self.device.put(torch.zeros(n_tokens, n_frames, dtype=torch.float32))
         for scores, heads in attended:
             self._run(self._alignment, matrix, scores, self.device.put(torch.tensor(heads)))
             REPORT.graph_run("alignment")

@@ -39,4 +39,5 @@ def mel_tables(n_mels: int) -> MelTables:
     """
     angles = 2 * np.pi * np.arange(N_FFT) / N_FFT
     twiddles = np.stack([np.cos(angles), -np.sin(angles)], axis=1).astype(np.float32)
-    return MelTables(torch.hann_window(N_FFT), mel_filters("cpu", n_mels), torch.from_numpy(twiddles))
+    window = torch.hann_window(N_FFT, dtype=torch.float32)
+    return MelTables(window, mel_filters("cpu", n_mels), torch.from_numpy(twiddles))

@@ -14,32 +14,35 @@ from torch import Tensor
 
 
 class _Limit:
-    """The limit of one thread: OpenMP keeps a thread count for each thread."""
+    """The limit of one thread: OpenMP keeps a thread count for each thread.
+
+    Wherever Ctrl-C comes, what was set is remembered before, and forgotten after it was taken back.
+    """
 
     def __init__(self) -> None:
-        self.holders = 0
-        self.outside = 0  # torch.get_num_threads() when the first of them began
-        self.is_overdue = False  # whether the last of them ended on another thread, from which nothing reaches this one
+        self._holders: set[object] = set()
+        self._is_set = False
+        self.outside = 0  # torch.get_num_threads() when it was set
 
     @property
     def is_on(self) -> bool:
-        return self.holders > 0 or (self.is_overdue and torch.get_num_threads() == 1)
+        """Whether torch has one thread because of it, and not what somebody has set meanwhile."""
+        return self._is_set and torch.get_num_threads() == 1
 
-    def begin(self) -> None:
+    def begin(self, holder: object) -> None:
         if not self.is_on:
             self.outside = torch.get_num_threads()
-        self.is_overdue = False
-        self.holders += 1
+        self._is_set = True
+        self._holders.add(holder)
         _limit_this_thread(self.outside)
 
-    def end(self) -> None:
-        self.holders -= 1
-        if self.holders > 0:
-            return
-        if _here.limit is not self:
-            self.is_overdue = True
-        elif torch.get_num_threads() == 1:
-            torch.set_num_threads(self.outside)
+    def end(self, holder: object) -> None:
+        self._holders.discard(holder)
+        # From another thread nothing reaches this one, and its next limit finds what is left.
+        if not self._holders and _here.limit is self:
+            if self.is_on:
+                torch.set_num_threads(self.outside)
+            self._is_set = False
 
 
 class _Here(threading.local):
@@ -59,9 +62,9 @@ class OneTorchThread:
     """
 
     def __init__(self) -> None:
-        limit = _here.limit
-        limit.begin()
-        self._end = weakref.finalize(self, limit.end)  # also if a caller forgets to remove it
+        limit, holder = _here.limit, object()
+        self._end = weakref.finalize(self, limit.end, holder)  # also if a caller forgets to remove it
+        limit.begin(holder)
 
     def remove(self) -> None:
         """Give torch its threads back, or leave it those that somebody has given it meanwhile."""

@@ -152,8 +152,7 @@ class _Text:
         for word in words:
             text = word.text if self._in_line else word.text.lstrip()
             self._in_line = not text.endswith(SENTENCE_ENDS)
-            print(text, end="" if self._in_line else "\n")
-        sys.stdout.flush()
+            print(text, end="" if self._in_line else "\n", flush=True)
 
     def end(self) -> None:
         if self._in_line:

@@ -7,7 +7,7 @@ import io
 import os
 import queue
 import stat
-import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +19,11 @@ import numpy.typing as npt
 from whisper.audio import SAMPLE_RATE
 
 from whisper_max_plugin.errors import LiveInputError
+from whisper_max_plugin.live.formats import Place, find_samples
 
 BLOCK = 3200  # bytes read at a time: a tenth of a second
 POLL = 0.05  # seconds
 QUIET = 5.0  # seconds; a file that has not grown for so long is complete
-PCM_FORMATS = (1, 0xFFFE)  # of the chunk "fmt ": WAVE_FORMAT_PCM, WAVE_FORMAT_EXTENSIBLE
-OTHER_FORMATS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\x1aE\xdf\xa3", b"FORM", b"caff")
-BY_FFMPEG = "ffmpeg -i … -f s16le -ac 1 -ar 16000 - | whisper-max live --input -"
 
 Blocks = Callable[[threading.Event], Iterator[npt.NDArray[np.float32]]]
 """Yields samples as they come, until the input or the event ends it."""
@@ -48,7 +46,7 @@ def open_input(name: str | None) -> Blocks:
     file = _open(name, name)
     if _is_regular(file):  # what does not begin as it should is refused before a model is loaded for it
         try:
-            _pcm_begins(os.pread(file.fileno(), BLOCK, 0), name)
+            find_samples(os.pread(file.fileno(), BLOCK, 0), name)
         except LiveInputError:
             file.close()
             raise
@@ -85,48 +83,27 @@ def _growing(file: io.FileIO, stop: threading.Event) -> Iterator[bytes]:
 def _samples(blocks: Iterator[bytes], name: str) -> Iterator[npt.NDArray[np.float32]]:
     """Turn bytes of 16-bit mono PCM, with or without a header of WAV, into samples."""
     head = b""
-    begin = None
+    place = None
     for block in blocks:
         head += block
-        begin = _pcm_begins(head, name)
-        if begin is not None:
+        place = find_samples(head, name)
+        if place is not None:
             break
-    if begin is None:
+    if place is None:
         if head[:4] == b"RIFF":
             raise LiveInputError(f"{name} ends within the header of a WAV file: give one that has samples")
-        begin = 0
-    rest = head[begin:]
+        place = Place(0)
+    n_left = sys.maxsize if place.end is None else place.end - place.begin
+    rest = head[place.begin :]
     while True:
-        whole = len(rest) // 2 * 2
+        whole = min(len(rest), n_left) // 2 * 2
         if whole:
             yield np.frombuffer(rest[:whole], "<i2").astype(np.float32) * np.float32(1 / 32768)
-        block = next(blocks, b"")
+        n_left -= whole
+        block = next(blocks, b"") if n_left > 1 else b""
         if not block:
             return
         rest = rest[whole:] + block
-
-
-def _pcm_begins(head: bytes, name: str) -> int | None:
-    """Return where samples begin in an input that begins with `head`; None if that is too short to tell."""
-    if len(head) < 12:
-        return None
-    if head.startswith(OTHER_FORMATS) or head[4:8] == b"ftyp":
-        raise LiveInputError(f"{name} is neither WAV nor raw PCM: {BY_FFMPEG}")
-    if not (head.startswith(b"RIFF") and head[8:12] == b"WAVE"):
-        return 0
-    position = 12
-    while len(head) >= position + 8:
-        kind, size = struct.unpack_from("<4sI", head, position)
-        position += 8
-        if kind == b"data":
-            return position
-        if kind == b"fmt " and len(head) >= position + 16:
-            encoding, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, position)
-            if encoding not in PCM_FORMATS or (channels, rate, bits) != (1, SAMPLE_RATE, 16):
-                facts = f"{bits} bits, {rate} Hz and {channels} channels"
-                raise LiveInputError(f"{name} is a WAV file of {facts}, not of 16-bit PCM, 16000 Hz and 1: {BY_FFMPEG}")
-        position += size + size % 2
-    return None
 
 
 def _sounddevice() -> ModuleType:
