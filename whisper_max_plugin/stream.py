@@ -40,8 +40,8 @@ class _Stopped(BaseException):
 class TranscriptionStream(Iterator[dict[str, Any]]):
     """The segments of a transcription, each as soon as the window that it is in is done; see `transcribe_stream`.
 
-    Work begins when the first segment is asked for, and goes on while the caller handles one. Threads may share a stream:
-    each segment is one thread's.
+    Work begins when the first segment is asked for, and goes on while the caller handles one. Threads may share a
+    stream: each segment is one thread's.
 
     Attributes
     ----------
