@@ -45,7 +45,7 @@ def main() -> None:
         return
     if not (getattr(sys.flags, "safe_path", False) or sys.flags.isolated):  # as python SCRIPT does
         sys.path[0] = os.path.dirname(os.path.realpath(program[0]))
-    if os.path.isfile(program[0]) and not zipfile.is_zipfile(program[0]):
+    if os.path.isfile(program[0]) and not program[0].endswith(".pyc") and not zipfile.is_zipfile(program[0]):
         _run_script(program[0])
     else:
         runpy.run_path(os.path.abspath(program[0]), run_name="__main__")

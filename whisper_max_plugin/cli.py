@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _print_error(f"{error.strerror}: make room where stdout goes, or for {tempfile.gettempdir()}")
-        _forget_stdout()
+        _print_error(f"{error.strerror}: make room for {error.filename or 'stdout, or other files that are written'}")
+        try:
+            print(end="", flush=True)
+        except OSError:
+            _forget_stdout()
         return EXIT_ERROR
 
 

@@ -18,8 +18,8 @@ from whisper_max_plugin import checkpoints, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.errors import DeviceError, UnknownModelError
 from whisper_max_plugin.execution import artifacts, devices
+from whisper_max_plugin.execution.compiled import check_precision, check_sizes, compile_graphs
 from whisper_max_plugin.execution.devices import Device
-from whisper_max_plugin.execution.engine import check_precision, check_sizes, compile_graphs
 from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.precision import DEFAULT

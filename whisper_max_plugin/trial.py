@@ -13,8 +13,8 @@ from whisper.model import ModelDimensions
 
 from whisper_max_plugin.errors import DeviceError, MemoryFullError
 from whisper_max_plugin.execution import artifacts
+from whisper_max_plugin.execution.compiled import compile_graphs
 from whisper_max_plugin.execution.devices import Device
-from whisper_max_plugin.execution.engine import compile_graphs
 from whisper_max_plugin.graphs import Types
 
 logger = logging.getLogger(__name__)

@@ -124,12 +124,12 @@ def test_another_process_builds_and_compiles_nothing(nano: Pair) -> None:
     code = """
 import json, sys
 from max.engine import InferenceSession
-import whisper, whisper_max_plugin, whisper_max_plugin.execution.engine
+import whisper, whisper_max_plugin, whisper_max_plugin.execution.compiled
 
 def refuse(*args):
     raise AssertionError("compiled")
 
-InferenceSession.compile = whisper_max_plugin.execution.engine.build_module = refuse
+InferenceSession.compile = whisper_max_plugin.execution.compiled.build_module = refuse
 whisper_max_plugin.install()
 model = whisper.load_model(sys.argv[1])
 print(json.dumps([type(model).__name__, whisper_max_plugin.status()["compile_seconds"], "filelock" in sys.modules]))

@@ -20,8 +20,8 @@ from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.doctor import parity_checks
 from whisper_max_plugin.errors import DeviceError, MemoryFullError
 from whisper_max_plugin.execution import artifacts, devices
+from whisper_max_plugin.execution.compiled import check_sizes
 from whisper_max_plugin.execution.devices import HOST, Device, Mirrors
-from whisper_max_plugin.execution.engine import check_sizes
 from whisper_max_plugin.execution.step_inputs import SearchInputs, SearchKind
 from whisper_max_plugin.inference.kv_cache import KVCache
 from whisper_max_plugin.inference.model import MaxWhisper

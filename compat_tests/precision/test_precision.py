@@ -23,7 +23,7 @@ from whisper_max_plugin.bench.accuracy import word_error_rate
 from whisper_max_plugin.doctor import parity
 from whisper_max_plugin.doctor.comparison import LIMITS
 from whisper_max_plugin.errors import PrecisionError
-from whisper_max_plugin.execution import artifacts, engine, weights
+from whisper_max_plugin.execution import artifacts, compiled, weights
 from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.processor import multiplies_pairs
 from whisper_max_plugin.execution.weights import CONVOLUTIONS, chosen_dtype, graph_weights, quantized, types_for
@@ -292,17 +292,17 @@ def test_artifacts_of_different_weights_have_different_names(nano: Pair) -> None
 def test_a_gpu_refuses_int8_alone(nano: Pair) -> None:
     gpu = Device("cuda:0", shares_memory=False)
     for name in ("float32", "float16", "bfloat16"):
-        engine.check_precision(name, nano.torch.dims, gpu)
+        compiled.check_precision(name, nano.torch.dims, gpu)
     message = "precision='int8' is for the CPU and this is cuda:0: leave it out, or "
     with pytest.raises(PrecisionError, match=message):
-        engine.check_precision("int8", nano.torch.dims, gpu)
+        compiled.check_precision("int8", nano.torch.dims, gpu)
 
 
 def test_a_model_without_kernels_refuses_it() -> None:
     dims = ModelDimensions(80, 1500, 40, 5, 1, 51865, 448, 40, 5, 1)  # heads of 8
-    engine.check_precision("float32", dims, HOST)
+    compiled.check_precision("float32", dims, HOST)
     with pytest.raises(PrecisionError, match="is for models whose heads have a multiple of 16 values"):
-        engine.check_precision("int8", dims, HOST)
+        compiled.check_precision("int8", dims, HOST)
 
 
 def test_warmup_compiles_what_load_model_takes(int8: Whisper) -> None:
