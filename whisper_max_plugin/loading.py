@@ -18,9 +18,8 @@ from whisper_max_plugin import checkpoints, trial
 from whisper_max_plugin.checkpoints.sizes import OFFICIAL_DIMS
 from whisper_max_plugin.errors import DeviceError, UnknownModelError
 from whisper_max_plugin.execution import artifacts, devices
-from whisper_max_plugin.execution.compiled import check_precision, check_sizes, compile_graphs
+from whisper_max_plugin.execution.compiled import check_precision, checked_types, compile_graphs
 from whisper_max_plugin.execution.devices import Device
-from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.inference.model import MaxWhisper, accelerate
 from whisper_max_plugin.precision import DEFAULT
 
@@ -173,11 +172,8 @@ def warmup(name: str, device: str | torch.device | None = None, precision: str |
 def _warmup(
     name: str, dims: ModelDimensions, state: Mapping[str, Tensor], device: Device, precision: str | None
 ) -> WarmupResult:
-    if device.index is not None:
-        check_sizes(dims)
     chosen = precision or ("float16" if device.computes_in_half else DEFAULT)
-    check_precision(chosen, dims, device)
-    types = types_for(state, chosen, device)
+    types = checked_types(dims, state, chosen, device)
     cached = artifacts.is_cached(dims, str(types), device.kind)
     started = time.monotonic()
     compile_graphs(dims, types, device)

@@ -13,6 +13,8 @@ import soundfile  # type: ignore[import-untyped]
 import whisper
 from whisper.audio import SAMPLE_RATE
 
+import whisper_max_plugin
+
 from ..commands.fixtures import Command
 from ..data import SAMPLE_LONG
 
@@ -44,3 +46,8 @@ def greedy(command: Command) -> Command:
 def running() -> list[threading.Thread]:
     """Return the threads of `transcribe_many`."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("transcribe_many")]
+
+
+def steps() -> int:
+    """Return how many steps have run."""
+    return whisper_max_plugin.status()["graph_runs"].get("step", 0)

@@ -26,7 +26,7 @@ from ..data import SAMPLE, SAMPLE_DE, SAMPLE_ES
 from ..devices.fixtures import elsewhere
 from ..errors import assert_one_sentence
 from ..seam.activation_fixtures import switched_off
-from .many_fixtures import OPTIONS, recordings, running
+from .many_fixtures import OPTIONS, recordings, running, steps
 
 __all__ = ["elsewhere", "recordings", "switched_off"]  # fixtures, found by name
 
@@ -37,10 +37,6 @@ def together(model: MaxWhisper, audios: list[Any], batch_size: int = 4, **option
     assert [each.error for each in finished] == [None] * len(audios)
     assert all(each.audio is audios[each.index] for each in finished)
     return [each.result or {} for each in sorted(finished, key=lambda each: each.index)]
-
-
-def steps() -> int:
-    return whisper_max_plugin.status()["graph_runs"].get("step", 0)
 
 
 @pytest.mark.parametrize(

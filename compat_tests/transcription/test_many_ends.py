@@ -13,19 +13,14 @@ import numpy as np
 import pytest
 import whisper
 
-import whisper_max_plugin
 from whisper_max_plugin import transcribe_many
 
 from ..compare import assert_same_result
 from ..conftest import Pair
 from ..data import NANO, SAMPLE_LONG
-from .many_fixtures import OPTIONS, recordings, running
+from .many_fixtures import OPTIONS, recordings, running, steps
 
 __all__ = ["recordings"]  # fixtures, found by name
-
-
-def steps() -> int:
-    return whisper_max_plugin.status()["graph_runs"].get("step", 0)
 
 
 def test_leaving_the_loop_ends_the_work(nano: Pair, recordings: list[np.ndarray]) -> None:

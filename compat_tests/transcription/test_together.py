@@ -102,7 +102,6 @@ def test_a_file_that_is_named_twice(greedy: Command, files: list[Path]) -> None:
     assert greedy(files[0], files[1], files[0], "--batch_size", "3") == greedy(files[0], files[1])
 
 
-@needs_silero
 def test_of_files_with_one_name_the_last_of_the_list_stays(greedy: Command, files: list[Path], tmp_path: Path) -> None:
     """Whichever is done last: the first and the last are short."""
     parts, by_length = [], sorted(files, key=lambda path: path.stat().st_size)
@@ -114,6 +113,7 @@ def test_of_files_with_one_name_the_last_of_the_list_stays(greedy: Command, file
     assert greedy(*parts, "--batch_size", "3") == expected
 
 
+@needs_silero
 def test_with_vad(greedy: Command, files: list[Path]) -> None:
     skip_unless_upstream_knows({"clip_timestamps": "0"})
     assert greedy(*files[:3], "--vad", "--batch_size", "3") == greedy(*files[:3], "--vad")

@@ -107,7 +107,7 @@ def _doctor_with_parity(
         from whisper_max_plugin import loading
         from whisper_max_plugin.doctor import parity
 
-        loading.device_for(device, precision)
+        loading.device_for(device, precision)  # which is refused before anything is printed
         names, samples = parity.choose_models(models), parity.load_audio(audio)
         if not as_json:
             _print_checks(checks)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from max.engine import CompiledModel
+from torch import Tensor
 
 from whisper_max_plugin.errors import DeviceError, PrecisionError
 from whisper_max_plugin.execution import artifacts
 from whisper_max_plugin.execution.devices import Device
 from whisper_max_plugin.execution.session import session
+from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.graphs import LARGEST_VECTOR, Types, build_module, has_kernels
 from whisper_max_plugin.precision import DEFAULT
 
@@ -64,6 +67,22 @@ def check_precision(precision: str, dims: ModelDimensions, device: Device) -> No
         )
 
 
+def checked_types(dims: ModelDimensions, state: Mapping[str, Tensor], precision: str, device: Device) -> Types:
+    """Return `types_for` of a model that there are kernels for.
+
+    Raises
+    ------
+    DeviceError
+        see `check_sizes`
+    PrecisionError
+        see `check_precision` and `types_for`
+    """
+    if device.index is not None:
+        check_sizes(dims)
+    check_precision(precision, dims, device)
+    return types_for(state, precision, device)
+
+
 _compiled: dict[tuple[tuple[int, ...], Types, str], CompiledModel] = {}
 _compile_lock = threading.Lock()
 
@@ -74,12 +93,10 @@ def compile_graphs(dims: ModelDimensions, types: Types, device: Device) -> Compi
     Raises
     ------
     DeviceError
-        if `device` is a GPU that kernels cannot serve such a model on, or that MAX cannot compile for
+        if `device` is a GPU that MAX cannot compile for
     RuntimeError
         if MAX cannot compile for the CPU
     """
-    if device.index is not None:
-        check_sizes(dims)
     key = tuple(vars(dims).values()), types, device.kind
     with _compile_lock:
         if key not in _compiled:

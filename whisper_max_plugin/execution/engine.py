@@ -15,13 +15,13 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH
 
 from whisper_max_plugin.checkpoints.checkpoint import check_state
-from whisper_max_plugin.execution.compiled import check_precision, check_sizes, compile_graphs
+from whisper_max_plugin.execution.compiled import checked_types, compile_graphs
 from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.mel_tables import mel_tables
 from whisper_max_plugin.execution.replay import Replay
 from whisper_max_plugin.execution.session import refuse_after_fork, session
 from whisper_max_plugin.execution.step_inputs import SearchPool
-from whisper_max_plugin.execution.weights import addresses, graph_weights, torch_type, types_for
+from whisper_max_plugin.execution.weights import addresses, graph_weights, torch_type
 from whisper_max_plugin.graphs import has_kernels
 from whisper_max_plugin.precision import DEFAULT
 from whisper_max_plugin.report import REPORT
@@ -75,9 +75,9 @@ class Engine:
     CheckpointError
         if a tensor is missing, unused or of the wrong shape
     PrecisionError
-        see `check_precision`, or if a weight is not finite, which int8 has no value for
+        see `checked_types`, or if a weight is not finite, which int8 has no value for
     DeviceError
-        see `compile_graphs`, or if the device has no room for the weights
+        see `checked_types` and `compile_graphs`, or if the device has no room for the weights
     RuntimeError
         if MAX cannot compile the graphs for the CPU
     """
@@ -89,10 +89,7 @@ class Engine:
         self.device = device
         self._lock = threading.Lock()
         check_state(dims, state, source="the model")
-        if device.index is not None:
-            check_sizes(dims)
-        check_precision(precision, dims, device)
-        self.types = types_for(state, precision, device)
+        self.types = checked_types(dims, state, precision, device)
         compiled = compile_graphs(dims, self.types, device)
         # keeps the memory alive that the graphs read
         weights = graph_weights(state, self.types, kernels=has_kernels(dims))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from whisper_max_plugin.checkpoints.checkpoint import check_state
 from whisper_max_plugin.errors import CheckpointError, DeviceError
+from whisper_max_plugin.execution.compiled import checked_types
 from whisper_max_plugin.execution.devices import HOST, Device
 from whisper_max_plugin.execution.engine import CrossKV, Engine
 from whisper_max_plugin.execution.threads import OneTorchThread, copied
-from whisper_max_plugin.execution.weights import types_for
 from whisper_max_plugin.graphs import Types
 from whisper_max_plugin.inference.fingerprint import RAW, Fingerprint
 from whisper_max_plugin.precision import DEFAULT
@@ -175,7 +175,7 @@ class Runtime:
             if precision not in self._engines:
                 state = self._state()
                 if self.verify is not None:
-                    self.verify(types_for(state, precision, self.device))
+                    self.verify(checked_types(self.dims, state, precision, self.device))
                 self._engines[precision] = Engine(self.dims, state, self.device, precision)
             return self._engines[precision]
 

@@ -12,10 +12,10 @@ from .vectors import Numbers, Results, numbers, results
 
 
 @fieldwise_init
-struct Projection[type: DType, out: DType](TrivialRegisterPassable):
+struct Projection[type: DType](TrivialRegisterPassable):
     """One of the products: y (batch, n // head_dim, length, head_dim) = x @ w (n, k).T + bias (n)."""
 
-    var y: Results[Self.out]
+    var y: Results[Self.type]
     var w: Numbers[Self.type]
     var bias: Numbers[]
     var head_dim: Int32
@@ -23,11 +23,11 @@ struct Projection[type: DType, out: DType](TrivialRegisterPassable):
 
 @always_inline
 def projections_block[
-    type: DType, out: DType, //, side: Int
+    type: DType, //, side: Int
 ](
-    first: Projection[type, out],
-    second: Projection[type, out],
-    third: Projection[type, out],
+    first: Projection[type],
+    second: Projection[type],
+    third: Projection[type],
     x: Pointer[mut=False, Scalar[type], ...],
     m: Int,
     n: Int,
@@ -43,11 +43,11 @@ def projections_block[
 
 @always_inline
 def project[
-    type: DType, out: DType, //
+    type: DType, //
 ](
-    first: Projection[type, out],
-    second: Projection[type, out],
-    third: Projection[type, out],
+    first: Projection[type],
+    second: Projection[type],
+    third: Projection[type],
     count: Int,
     x: InputTensor[dtype=type, rank=3, ...],
     n: Int,
@@ -74,12 +74,12 @@ def project[
 
 @always_inline
 def projection[
-    type: DType, out: DType, //
+    type: DType, //
 ](
-    y: OutputTensor[dtype=out, rank=4, ...],
+    y: OutputTensor[dtype=type, rank=4, ...],
     w: InputTensor[dtype=type, rank=2, ...],
     bias: InputTensor[dtype=DType.float32, rank=1, ...],
-) -> Projection[type, out]:
+) -> Projection[type]:
     return Projection(
         results(y.unsafe_ptr()), numbers(w.unsafe_ptr()), numbers(bias.unsafe_ptr()), Int32(y.dim_size(3))
     )
